@@ -1,7 +1,7 @@
 # The targets for users and CI. On a Debian 12 with Swift, missing packages are installed on the way.
 
 VMM_BLK := .build/release/vmm-blk
-# What --version says of the build: the commit, with a + where the tree differs from it.
+# The commit for --version, with a + if the tree differs from it.
 export VMM_BLK_COMMIT := $(shell git describe --always --abbrev=12 --dirty=+ --exclude='*' 2>/dev/null)
 
 .PHONY: all build release program demo guest test lint test-fast test-system test-fuzz fuzz bench bench-peers conform-peers profile micro package package-test docs clean
@@ -22,8 +22,8 @@ program:
 	swift build -c release --product vmm-blk
 
 # A memory file, a device that serves it, a synthetic guest in another process, and a drawing of their rings.
-# The first thing that people try: where there is no release build yet, the program alone is built, whole modules at a time and without
-# optimization, which takes a quarter of the time. It is in a folder of its own, so that no other build starts over because of it.
+# The first thing that people try: without a release build, only the program is built, whole modules at a time and without
+# optimization, which takes a quarter of the time. It has its own folder, so that no other build starts over because of it.
 demo:
 	@Scripts/setup.sh build
 	@if [ -x $(VMM_BLK) ]; then swift build -c release --product vmm-blk; else \
@@ -60,7 +60,7 @@ test-fuzz:
 
 test: lint test-fast test-system test-fuzz
 
-# The figures of Docs/reliability.md, for as long as you like; resumes where it stopped. The debug build is the one that can be told
+# The figures of Docs/reliability.md, for as long as you like; resumes where it stopped. Only the debug build can be told
 # where to die.
 MINUTES := 10
 soak: release

@@ -1,7 +1,7 @@
 // swift-tools-version: 6.2
 import PackageDescription
 
-/// Every target of ours is built with the strictest checks that the compiler has.
+/// Every target of this package is built with the strictest checks that the compiler has.
 let strict: [SwiftSetting] = [
   .swiftLanguageMode(.v6),
   .strictMemorySafety(),
@@ -14,8 +14,8 @@ let strict: [SwiftSetting] = [
 let system = Target.Dependency.product(name: "SystemPackage", package: "swift-system")
 let logging = Target.Dependency.product(name: "Logging", package: "swift-log")
 
-/// The commit that is built, for --version; the Makefile says which, and where nobody does there is none. The package manager knows
-/// it, too, but keeps what it read here until this file changes, across commits and clones.
+/// The commit that is built, for --version; the Makefile sets it, and without that there is none. The package manager knows
+/// it, too, but caches what it read here until this file changes, across commits and clones.
 let commit = Context.environment["VMM_BLK_COMMIT"] ?? ""
 let commitDefine: [CSetting] = commit.isEmpty ? [] : [.define("VMM_BLK_COMMIT", to: "\"\(commit)\"")]
 
@@ -101,7 +101,7 @@ let package = Package(
         .product(name: "TextTable", package: "TextTable"),
       ],
       swiftSettings: strict),
-    // A toy monitor around the libraries: to read, and for the tests.
+    // A toy monitor around the libraries: an example, and for the tests.
     .executableTarget(
       name: "toy-monitor", dependencies: ["VirtioCore", "VirtioBlkDevice", system], path: "Examples/ToyMonitor",
       swiftSettings: strict),
@@ -208,7 +208,7 @@ let package = Package(
   ]
 )
 
-// The fuzz targets (Scripts/fuzz.py): one program, only where it is asked for, so that nothing else builds it.
+// The fuzz targets (Scripts/fuzz.py): one program, only on request, so that nothing else builds it.
 if Context.environment["VMM_BLK_FUZZ"] != nil {
   package.targets.append(
     .executableTarget(
@@ -218,6 +218,6 @@ if Context.environment["VMM_BLK_FUZZ"] != nil {
         "MemoryFile", "RingInspector", "Bench", "CrashCheck", "OperatorWords", "Qcow2", system,
       ],
       path: "Fuzz", exclude: ["Corpus"],
-      // Not strict about memory: what is wrong with memory is what it is there to find, with a sanitizer.
+      // Not strict about memory: finding memory errors, with a sanitizer, is its purpose.
       swiftSettings: [.swiftLanguageMode(.v6), .treatAllWarnings(as: .error), .enableUpcomingFeature("ExistentialAny")]))
 }

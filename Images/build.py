@@ -104,7 +104,7 @@ class Recipe:
     # The files.
 
     def memory_file(self):
-        """Docs/memory-file.md: as it stands when a driver has done all this and no device has been there yet."""
+        """Docs/memory-file.md: the state after a driver has done all this, before any device has used the file."""
         count = max(self.queues, default=0) + 1
         stride = (0x240 + 32 * count + 63) // 64 * 64
         state = 0x1000 + 128 * count
@@ -121,7 +121,7 @@ class Recipe:
         return header.ljust(4096, b"\0") + bytes(control) + bytes(self.memory)
 
     def disk_image(self):
-        """Every sector is full of its own number plus one, 64 bits at a time, so that no sector is zero."""
+        """Every sector is filled with its number plus one, as 64-bit words, so that no sector is zero."""
         return b"".join(struct.pack("<Q", sector + 1) * 64 for sector in range(self.disk // 512))
 
 

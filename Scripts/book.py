@@ -70,7 +70,7 @@ class Failed(Exception):
 
 
 def run(script, folder, problems=None):
-    """What a block shows. - problems: where commands are told that ended with another status than 0."""
+    """A block's output. - problems: receives the commands that ended with a status other than 0."""
     lines = [line for line in script.split("\n") if line.strip()]
     parts = [HELPERS, "set -o pipefail", f"cd '{folder}'"]
     for number, line in enumerate(lines):
@@ -107,7 +107,7 @@ def run(script, folder, problems=None):
             continue
         with open(os.path.join(folder, f".out{number}"), encoding="utf-8") as file:
             output = file.read()
-        # A server's output goes on while others say something.
+        # A server may print while other commands do.
         if not line.endswith("&"):
             shown.append(f"$ {line}\n{output}".rstrip("\n"))
         else:
@@ -132,7 +132,7 @@ def documents(names):
 
 
 def work(path, updates):
-    """- Returns: where the program says something else, the commands that failed although they must not, and the number of blocks."""
+    """- Returns: the blocks whose output differs, the commands that failed although they must not, and the number of blocks."""
     with open(path, encoding="utf-8") as file:
         text = file.read()
     folder = tempfile.mkdtemp(prefix="book-")
@@ -140,12 +140,12 @@ def work(path, updates):
     try:
         os.mkdir(os.path.join(folder, ".bin"))
         os.symlink(PROGRAM, os.path.join(folder, ".bin/vmm-blk"))
-        # The example lies beside it.
+        # The example is beside it.
         os.symlink(os.path.join(os.path.dirname(os.path.realpath(PROGRAM)), "toy-monitor"), os.path.join(folder, ".bin/toy-monitor"))
 
         def replace(match):
             kind, script, before = (match.group(1) or "").strip(), match.group(2), match.group(3)
-            # Where the output is not compared, at least every command has to go well.
+            # Where the output is not compared, at least every command has to succeed.
             failed = []
             after = run(script, folder, failed if kind == "any" else None)
             if failed:
@@ -181,7 +181,7 @@ def anchors(text):
 
 
 def has_place(path, fragment):
-    """Whether a link may end with the fragment: a heading of a document, or lines of another file, as GitHub has them."""
+    """Whether a link may end with the fragment: a heading of a document, or lines of another file, in GitHub's syntax."""
     if not os.path.isfile(path):
         return False
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -200,7 +200,7 @@ def everything():
 
 
 def links(names):
-    """- Throws: where links lead to no file, or to no heading of one."""
+    """- Throws: if a link leads to no file, or to no heading of one."""
     dead = []
     for path in names or sorted(everything()):
         with open(path, encoding="utf-8") as file:
@@ -219,7 +219,7 @@ def links(names):
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and what can be linked to in it."""
+    """A page's links, what it loads, and its anchors."""
 
     def __init__(self, path):
         super().__init__()
@@ -240,7 +240,7 @@ class Page(HTMLParser):
 
 
 def check_pages(folder, names=None):
-    """Every link of the built pages leads to a page and a place in it, and no page needs anything but itself.
+    """Checks that every link of the built pages leads to a page and an anchor in it, and that pages load nothing.
 
     - names: the pages; all in the folder if there are none.
     """
@@ -267,7 +267,7 @@ def check_pages(folder, names=None):
         raise Failed("the pages have dead links, or load something:\n" + "\n".join(wrong))
 
 
-# Each question, what is so when the answer is yes, and below it the next one.
+# Each question with its result for yes; for no, the next one follows.
 DECISION = [
     ("Is the image an export of an NBD server?", "nbd", "one connection per thread, if the server allows it"),
     ("Is it an image of a Ceph cluster?", "rbd", "one handle of librbd for all threads"),
@@ -302,7 +302,7 @@ def decision():
 """
 
 
-# How much rounds may differ for a picture: from the slowest to the fastest, as a part of the median.
+# How much rounds may differ for a picture: from slowest to fastest, as a fraction of the median.
 STEADY = 0.5
 # The laboratory's rows, and what is shown of them.
 WAITING = [("wait-sleep", "sleep"), ("wait-poll-50", "poll:50"), ("wait-adaptive-50", "adaptive:50"), ("wait-busy", "busy")]
@@ -311,7 +311,7 @@ MEASURED = [("kicks per request", lambda point: point["kicks"]), ("median latenc
 
 
 def waiting(results):
-    """What the laboratory found about ways of waiting, one request at a time: a panel for each figure."""
+    """The laboratory's results on waiting modes, one request at a time: a panel for each figure."""
     conditions = results["conditions"]
     points = {point["row"]: point for point in results["points"] if point["depth"] == 1}
     parts = []
@@ -339,7 +339,7 @@ def waiting(results):
 
 
 def run_all(script, folder):
-    """- Throws: where a command fails that is not in the background."""
+    """- Throws: if a command fails that is not in the background."""
     problems = []
     run(script, folder, problems)
     if problems:
@@ -347,7 +347,7 @@ def run_all(script, folder):
 
 
 def pictures():
-    """One read, and sixteen at a time, on a device that a memory file's driver keeps busy; and ways of waiting."""
+    """One read, and sixteen at a time, on a device that a memory file's driver keeps busy; and waiting modes."""
     folder = tempfile.mkdtemp(prefix="book-")
     try:
         os.mkdir(os.path.join(folder, ".bin"))
@@ -383,7 +383,7 @@ timeout 20 vmm-blk trace --control {name}.ctl --seconds 0.2 --picture {plots}/tr
 
 
 def neighbours(page, chapters):
-    """Where to go from a page: the contents, and from a chapter the one before and the one after it."""
+    """A page's navigation: the contents, and for a chapter the previous and the next one."""
     if "/" not in page:
         return "[Contents](index.html)\n\n"
     at = chapters.index(page[:-5] + ".md")
@@ -404,7 +404,7 @@ OPTION, KEPT = r"(?<![\w-])--?\w[\w-]*", r'<span class="word">\g<0></span>'
 
 
 def unbroken(page):
-    """Keeps a word on one line, where a browser would break it after a hyphen; what is too long for a column may break.
+    """Keeps a word on one line, where a browser would break it after a hyphen; text that is too long for a column may break.
     Blocks whose lines make a picture or a table are marked."""
     def code(match):
         block, text = match.groups()
@@ -414,7 +414,7 @@ def unbroken(page):
         if len(text) <= 24:
             whole = " " not in text
             return f'<code class="word">{text}</code>' if whole else "<code>" + re.sub(OPTION, KEPT, text) + "</code>"
-        # Between the parts of a path or of a filter it may break, and anywhere where a part is very long.
+        # It may break between the parts of a path or of a filter, and anywhere if a part is very long.
         longest = max(map(len, re.split(r"[\s|/,]", text)))
         text = re.sub(OPTION, KEPT, re.sub(r"(?<=[|/,])(?=\w)", "<wbr/>", text))
         return f'<code class="long">{text}</code>' if longest > 32 else f"<code>{text}</code>"
@@ -444,7 +444,7 @@ def html(folder):
         text, title, page = texts[name], titles[name.split("/")[-1]], place[name]
 
         def link(match):
-            """A link between documents becomes one between pages. What is not part of the book is only named."""
+            """A link between documents becomes one between pages. A file outside the book is only named."""
             label, target = match.groups()
             if re.match(r"\w+:|#", target):
                 return match.group(0)
@@ -452,9 +452,9 @@ def html(folder):
             path = os.path.normpath(os.path.join(os.path.dirname(name), file))
             to = place.get(path)
             if to is None:
-                # Where it is in the project shows when the pointer rests on it.
+                # Its path in the project shows when the pointer rests on it.
                 return f'<span title="{os.path.normpath(os.path.join("Docs", path))}">{label}</span>'
-            # A page is called by its title, and not by the name of a file that is not here.
+            # A page is called by its title, not by the name of a file that is not in the book.
             if re.fullmatch(r"(?:book/)?[\w-]+\.md", label):
                 label = titles[label.split("/")[-1]].split(":")[0]
             return f"[{label}]({os.path.relpath(to, os.path.dirname(page) or '.')}" + (f"#{fragment})" if fragment else ")")
@@ -474,18 +474,18 @@ def html(folder):
         with open(os.path.join(folder, page), "w", encoding="utf-8") as file:
             file.write(unbroken(made.stdout))
     os.remove(os.path.join(folder, "style.html"))
-    # Pages of an earlier build, whose documents have other names now, are not part of this one.
+    # Pages of an earlier build whose documents have been renamed are not part of this one.
     check_pages(folder, [*place.values(), *(f"library/{module}.html" for module in library)])
     print(f"{len(pages)} pages: {os.path.join(folder, 'index.html')}")
 
 
-# Where a package has what is elsewhere in the project. The documents and their pictures keep their places.
+# Where a package has files that are elsewhere in the project. The documents and their pictures keep their places.
 PACKAGED = {"CHANGELOG.md": "changelog.gz", "LICENSE": "copyright", "Examples/driver.py": "examples/driver.py",
             "packaging/domain.xml": "examples/domain.xml", "packaging/example.json": "examples/example.json"}
 
 
 def package(folder):
-    """Copies the documents. Links to what a package has elsewhere lead there; what it does not have (sources) is only named."""
+    """Copies the documents. Links to files that a package has elsewhere lead there; others (sources) are only named."""
     pages = ["README.md"] + [os.path.relpath(os.path.join(place, name), ROOT)
                              for place, _, names in os.walk(os.path.join(ROOT, "Docs")) for name in names]
     for page in pages:

@@ -1,4 +1,4 @@
-"""Runs a program under callgrind, in parts, and reads what was counted in each."""
+"""Runs a program under callgrind, in parts, and reads each part's counts."""
 import os
 import re
 import subprocess
@@ -8,7 +8,7 @@ COPY = re.compile(r"mem(cpy|move)|clinux_copy_")
 
 
 class Part:
-    """What happened inside the functions of interest until the end of one part of the run."""
+    """The counts inside the functions of interest in one part of the run."""
 
     def __init__(self, lines):
         self.calls, self.own = {}, {}
@@ -42,7 +42,7 @@ class Part:
 
     @property
     def instructions(self):
-        """Without those of copies, which every processor copies in another way."""
+        """Without those of copies, which differ between CPUs."""
         return sum(count for name, count in self.own.items() if not COPY.search(name))
 
     def count(self, pattern):
@@ -51,7 +51,7 @@ class Part:
 
 
 def count(program, toggle, end):
-    """Counts inside functions whose names match `toggle`, a part for each time that `end` was reached; and the output's
+    """Counts inside functions whose names match `toggle`, one part for each time that `end` is reached; and the output's
     lines."""
     with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
         out = os.path.join(folder, "out")

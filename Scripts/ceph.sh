@@ -1,16 +1,17 @@
 #!/usr/bin/env bash
-# A Ceph cluster to try things on: one monitor and one OSD on the loopback address, everything in one folder, for any user. It is
-# usable after a few seconds, has a pool "rbd", and no managers: what needs those (usage, rates) it does not tell.
+# A Ceph cluster to try things on: one monitor and one OSD on the loopback address, everything in one folder, for any user. It
+# can
+# be used after a few seconds, has a pool "rbd", and no managers, so it reports neither usage nor rates.
 #
-#   Scripts/ceph.sh start FOLDER [PID]     from nothing; with PID it goes when that process goes
-#   Scripts/ceph.sh stop FOLDER            its processes end in order, its data stays
-#   Scripts/ceph.sh resume FOLDER          what is not running of it is started again
-#   Scripts/ceph.sh remove FOLDER          no trace of it is left
+#   Scripts/ceph.sh start FOLDER [PID]     from nothing; with PID it is removed when that process ends
+#   Scripts/ceph.sh stop FOLDER            its processes are shut down, its data stays
+#   Scripts/ceph.sh resume FOLDER          starts those of its processes that are not running
+#   Scripts/ceph.sh remove FOLDER          removes it completely
 #
 # The clients' configuration is FOLDER/ceph.conf, and its keys are beside it. Environment:
 #   STORE   memstore (default; in memory, gone with the OSD unless that is stopped in order) or bluestore (in FOLDER)
 #   AUTH    none (default) or cephx
-#   BYTES   of the OSD (4 GiB; a sparse file with bluestore)
+#   BYTES   the OSD's size (4 GiB; a sparse file with bluestore)
 #
 # Needs ceph-mon, ceph-osd, ceph-common: Scripts/setup.sh ceph.
 set -euo pipefail
@@ -22,8 +23,8 @@ conf=$folder/ceph.conf
 
 ask() { ceph -c "$conf" --connect-timeout 20 "$@" 2>>"$folder/ceph.err"; }
 
-# One that is dead and whose end nobody has taken notice of runs no more.
-# Also while only some of its threads are left, which still have its locks.
+# A zombie does not count as running.
+# A process whose last threads still hold its locks does.
 lives() { grep -qs '^State:.[^ZX]' "/proc/$1/task"/*/status; }
 
 is_running() {
@@ -31,7 +32,7 @@ is_running() {
   process=$(cat "$folder/$1.pid" 2>/dev/null) && [ -n "$process" ] && lives "$process"
 }
 
-# In order: the monitor would tell clients of an OSD that went without a word only after a while.
+# An orderly end: otherwise the monitor would report the OSD's loss to clients only after a while.
 stop_one() {
   local process
   is_running "$1" || return 0
@@ -69,7 +70,7 @@ free_port() {
 
 configure() {
   local store=${STORE:-memstore} auth=${AUTH:-none} bytes=${BYTES:-4294967296} in_order=true
-  # Only at an orderly end is what is in memory written down.
+  # Data in memory is written only at an orderly end.
   [ "$store" = bluestore ] || in_order=false
   cat >"$conf" <<END
 [global]
@@ -91,7 +92,7 @@ log file = $folder/\$name.log
 pid file = $folder/\$name.pid
 admin socket =
 mon cluster log file = $folder/cluster.log
-# One copy, on one OSD, and nobody who would move placement groups.
+# One copy, on one OSD, and no rebalancing.
 osd pool default size = 1
 osd pool default min size = 1
 osd pool default pg autoscale mode = off
@@ -101,7 +102,7 @@ mon warn on pool no redundancy = false
 mon mgr mkfs grace = 1000000000
 mon data avail warn = 1
 mon data avail crit = 0
-# Changes of the map are not collected for a second first.
+# Changes of the map are published at once, not collected for a second.
 paxos propose interval = 0.05
 paxos min wait = 0.01
 [mon]
@@ -126,7 +127,7 @@ start() {
   fsid=$(cat /proc/sys/kernel/random/uuid)
   osd=$(cat /proc/sys/kernel/random/uuid)
   configure "$fsid"
-  # The monitor and the OSD are made with keys even where nobody asks for them.
+  # The monitor and the OSD are created with keys even without authentication.
   ceph-authtool --create-keyring "$folder/keyring" --gen-key -n mon. --cap mon 'allow *' >/dev/null
   ceph-authtool "$folder/keyring" --gen-key -n client.admin --cap mon 'allow *' --cap osd 'allow *' >/dev/null
   ceph-authtool "$folder/keyring" --gen-key -n osd.0 --cap mon 'allow profile osd' --cap osd 'allow *' >/dev/null
@@ -151,7 +152,7 @@ remove() {
   rm -rf "$folder"
 }
 
-# Until then nobody waits for this.
+# Removes the cluster when its owner has ended.
 watch_owner() {
   while lives "$1" && [ -f "$conf" ]; do sleep 1; done
   remove
@@ -160,7 +161,7 @@ watch_owner() {
 case $verb in
   start)
     start || { remove; exit 1; }
-    # Not behind `||`: that would leave a shell that keeps the output open.
+    # Not with `||`: that would leave a shell that keeps the output open.
     if [ -n "${3:-}" ]; then
       (trap '' HUP; watch_owner "$3") </dev/null >/dev/null 2>&1 &
     fi

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Reports of other back-ends that can be installed, for Docs/conformance.md: text, JUnit and HTML, in conform-report/.
+# Conformance reports of other back-ends that can be installed, for Docs/conformance.md: text, JUnit and HTML, in
+# conform-report/.
 #
-#   conform-peers.sh [NAME…]     those that are named; all of them by default
+#   conform-peers.sh [NAME…]     only these; all by default
 #
-# PATIENCE is how many seconds a missing answer takes; most of the time goes into those.
+# PATIENCE: seconds to wait for a missing answer; most of the time goes into these waits.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -19,7 +20,7 @@ check() {
   checked=$((checked + 1))
   "$vmm_blk" conform --exec "$2" --patience "${PATIENCE:-20}" --junit "$report/$name.xml" \
     --html "$report/$name.html" >"$report/$name.txt" 2>"$report/$name.log" || status=$?
-  # 1 says that it does not conform; anything else, that it could not be checked.
+  # Status 1 means that it does not conform; any other, that it could not be checked.
   if [ "$status" -gt 1 ]; then
     echo "$name could not be checked: status $status" >&2
     exit "$status"
@@ -35,7 +36,7 @@ check qemu-storage-daemon-one-queue "exec qemu-storage-daemon $blockdev,discard=
 check qemu-storage-daemon-no-discard "exec qemu-storage-daemon $blockdev $export,num-queues=2,writable=on"
 check qemu-storage-daemon-4k \
   "exec qemu-storage-daemon $blockdev,discard=unmap $export,num-queues=2,writable=on,logical-block-size=4096"
-# Both ways to a disk that can only be read.
+# Both ways to open a read-only disk.
 check qemu-storage-daemon-read-only "exec qemu-storage-daemon $blockdev,read-only=on $export,num-queues=2"
 check qemu-storage-daemon-not-writable "exec qemu-storage-daemon $blockdev $export,num-queues=2,writable=off"
 check qemu-storage-daemon-qcow2 "qemu-img create -q -f qcow2 {disk}.qcow2 64M

@@ -5,14 +5,14 @@
     Scripts/counts.py --update   count and write Benchmarks/counts.tsv
     Scripts/counts.py --all      show unchanged counts as well
 
-The driver makes one batch available, and the next one when all of it is used and the device's thread sleeps: so each run
-goes the same way. What is counted lies between two such moments, so that start and stop do not count. Instructions, copies,
+The driver makes one batch available, and the next one when all of it is used and the device's thread sleeps, so every run
+is the same. Counting starts and ends at such moments, so that start and stop do not count. Instructions, copies,
 allocations, reference counts and locks are counted by callgrind inside a worker's turn; copies are counted by calls, and
-their instructions left out. System calls are those that strace sees of the worker's thread. Kicks are the driver's, calls
+their instructions left out. System calls are the worker thread's, as strace sees them. Kicks are the driver's, calls
 the device's.
 
-What depends on the moment is not here: writes through io_uring finish in a kernel thread some time later, kicks while the
-device works are suppressed or not, a worker that polls before it sleeps finds it in one look or in two.
+Counts that depend on timing are left out: writes through io_uring finish in a kernel thread some time later, kicks while the
+device works may be suppressed, and a worker that polls before it sleeps may need one poll or two.
 """
 import os
 import re
@@ -29,7 +29,7 @@ TABLE = os.path.join(ROOT, "Benchmarks/counts.tsv")
 BATCHES = 16
 GROWTH = 0.03
 
-# Instructions: engine, and the shapes of requests by the words of Benchmarks/RequestCost/Scenario.swift.
+# Instructions: the engine, and the shapes of requests in the words of Benchmarks/RequestCost/Scenario.swift.
 SHAPES = {
     "null": [
         "read", "write", "read,segments=4,ring=512", "write,segments=4,ring=512", "read,indirect",
@@ -50,21 +50,21 @@ SHAPES = {
     "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged", "read,metered", "read,in-order"],
 }
 
-# What a request may cost more by the size of the ring and the number of regions: null engine, against which other shape.
+# How much more a request may cost with the ring's size and the number of regions: null engine, compared with another shape.
 FLAT = [
     ("read,indirect,batch=2,ring=2", "read,indirect,batch=2"),
     ("read,indirect,batch=2,ring=32768", "read,indirect,batch=2"),
     ("read,ring=32768", "read"),
     ("read,together,regions=8", "read"),
     ("read,together,regions=509", "read"),
-    # Every piece in another region than the one before: no look-up hits what the last one hit.
+    # Every piece in a different region from the one before: no look-up hits the last one's region.
     ("read,regions=8", "read"),
     ("read,regions=64", "read"),
     ("read,regions=509", "read"),
 ]
 FLATNESS = 1.20
 
-# What a request may cost more with an in-flight record: engine, and which shape against which other one.
+# How much more a request may cost with an in-flight record: the engine, and the shapes compared.
 RECORDED = [
     ("null", "read,recorded", "read"),
     ("null", "write,recorded", "write"),
@@ -72,15 +72,15 @@ RECORDED = [
     ("mapped", "read,recorded", "read"),
     ("mapped", "write,recorded", "write"),
 ]
-# An aim and no guard: each row is guarded against growing, as all are. It is missed, and that is said each time: the stores of
-# a record alone come to it, and registers run out in the one function that serves a read or a write.
+# An aim, not a guard: like all rows, each one is guarded against growth. The aim is missed, which is printed each time: a
+# record's stores alone cost that much, and the one function that serves a read or a write runs out of registers.
 RECORDING_AIM = 1.03
 
-# What a request through a packed ring may cost with the null engine, instructions.
+# The most instructions of a request through a packed ring with the null engine.
 PACKED = ["read,packed", "write,packed", "read,packed,indirect"]
 PACKED_LIMIT = 250
 
-# What must not happen for a request, by the names of the functions that do it.
+# What must not happen per request, by the names of the functions that do it.
 FORBIDDEN = {
     "allocations": r"^(malloc|calloc|realloc|posix_memalign|aligned_alloc|swift_allocObject|swift_slowAlloc)\b",
     "reference counts": r"^swift_(bridgeObject|unknownObject|nonatomic_)?(retain|release)",
@@ -109,12 +109,12 @@ def title(shape, engine):
 
 
 def instructions(image):
-    """Instructions and copies for each request, and what must not happen."""
+    """Instructions and copies per request, and what must not happen."""
     counts, forbidden = {}, {}
     for engine, shapes in SHAPES.items():
         parts, lines = callgrind.count(
             [PROGRAM, engine, image, *scenarios(shapes)], "*QueueWorker*4turn*", "*endOfPart*")
-        # Of the two parts of each the first is what came before.
+        # Each run has two parts, of which the first is the preparation.
         for shape, part, line in zip(shapes, parts[1::2], map(counters, lines), strict=True):
             requests = BATCHES * batch_size(shape)
             refused = requests if shape in ("outside", "unknown") else 0
@@ -126,14 +126,14 @@ def instructions(image):
             if copies := part.count(callgrind.COPY) / requests:
                 counts[f"{name} copies"] = copies
             for what, pattern in FORBIDDEN.items():
-                # With a turn for each request, what belongs to the turn cannot be told from what belongs to the request.
+                # With one turn per request, the turn's cost cannot be told from the request's.
                 if batch_size(shape) == 64:
                     forbidden[f"{name} {what}"] = part.count(pattern) / requests
     return counts, forbidden
 
 
 def system_calls(image):
-    """Turns and system calls of the worker for each batch of reads, as strace sees them and as the engine counts them."""
+    """Turns and system calls of the worker per batch of reads, as strace sees them and as the engine counts them."""
     counts, differences = {}, {}
     for engine in ("null", "sync,cached", "uring,cached", "mapped"):
         with tempfile.NamedTemporaryFile("r") as out:
@@ -156,7 +156,7 @@ def system_calls(image):
 
 
 def notifications(image):
-    """Kicks and calls for each request, by what the driver does."""
+    """Kicks and calls per request, by the driver's behaviour."""
     shapes = {}
     for features, words in (("event index", ""), ("no event index", ",no-event-index")):
         for driver, wish in (("driver asks", ",asks"), ("driver polls", "")):
@@ -220,7 +220,7 @@ def main():
         counts, forbidden = instructions(image)
         calls, differences = system_calls(image)
         counts |= calls | notifications(image)
-    # As they are in the table, so that rounding is no change.
+    # Rounded as in the table, so that rounding is not a change.
     counts = {name: float(number(value)) for name, value in counts.items()}
 
     if "--update" in options:

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 vmm_blk=${VMM_BLK:-$PWD/.build/release/vmm-blk}
 bytes=128M
-# What 'make demo' builds first is not optimized.
+# The first build of 'make demo' is not optimized.
 [ -x "$vmm_blk" ] || { vmm_blk=$PWD/.build/first/release/vmm-blk; bytes=16M; }
 folder=$(mktemp -d)
 device=

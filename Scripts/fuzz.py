@@ -4,7 +4,7 @@
     Scripts/fuzz.py --minutes 30                all targets, two at a time, for this long in total
     Scripts/fuzz.py --minutes 5 session split   only these
     Scripts/fuzz.py --merge                     merge the new inputs into Fuzz/Corpus, as few as suffice
-    Scripts/fuzz.py --seed 1                    a minute's work that is the same each time: what make test-fuzz does
+    Scripts/fuzz.py --seed 1                    a minute's work, the same each time: what make test-fuzz does
     Scripts/fuzz.py --again FILE                run one input, whose name begins with its target's, and show what happens
 
 Failures and new inputs are kept in .fuzz/, and the next run continues from there. The exit status is 1 if a failure was found.
@@ -21,17 +21,18 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.path.join(ROOT, ".build-fuzz/release/fuzz")
 WORK = os.path.join(ROOT, ".fuzz")
 SEEDS = os.path.join(ROOT, "Fuzz/Corpus")
-# Of an input that is committed, and how many of them a target has at most.
+# The largest input that is committed, and how many of them a target has at most.
 SEED_BYTES, SEED_COUNT = 200, 500
-# With the share of the time that each has: what is large has more to try.
+# Each target with its share of the time: larger ones have more to try.
 TARGETS = {
     "split": 4, "packed": 4, "inflight": 2, "session": 3, "takeover": 2, "memory-file": 1, "registers": 1, "texts": 1,
     "descriptions": 1, "operator": 1, "files": 1, "qcow2": 3,
 }
-# With fixed random numbers, how many inputs a target tries for each of its shares: then two runs try the same, whatever the machine.
+# With fixed random numbers, how many inputs a target tries per share: then two runs try the same, on any machine.
 RUNS, SLOW_RUNS, SLOW = 8000, 800, {"qcow2"}
-# Of several sanitizers the compiler takes the last one, and the package manager gives them in any order: so both in one word, while
-# the other word sees to it that libFuzzer's main is the program's.
+# Of several sanitizers the compiler uses the last one, and the package manager passes them in any order: so both in one word,
+# while
+# the other word makes libFuzzer's main the program's.
 BUILD = [
     "swift", "build", "--scratch-path", os.path.join(ROOT, ".build-fuzz"), "-c", "release", "--sanitize=fuzzer",
     "-Xswiftc", "-sanitize=fuzzer,address", "-Xswiftc", "-enable-testing", "--product", "fuzz",
@@ -39,8 +40,8 @@ BUILD = [
 
 
 def environment(target, tells=False):
-    """Leaks are counted by the targets themselves, in descriptors and mappings: the allocator's are the process's few statics."""
-    # Where memory came from is told where one input is looked at: to keep it for each allocation is a tenth of the time.
+    """The targets count leaks themselves, in descriptors and mappings: the allocator's are a few statics of the process."""
+    # Allocation stacks are kept only when a single input is run: keeping them costs a tenth of the time.
     options = "detect_leaks=0" if tells else "detect_leaks=0:malloc_context_size=1"
     result = dict(os.environ, FUZZ_TARGET=target, SWIFT_BACKTRACE="enable=no", ASAN_OPTIONS=options)
     if tells:
@@ -73,7 +74,7 @@ def unpack(target):
 
 
 class Run:
-    """One target at work."""
+    """One run of a target."""
 
     def __init__(self, target, seconds, seed):
         self.target = target
@@ -81,7 +82,7 @@ class Run:
         corpus = os.path.join(WORK, "seeded" if seed else "corpus", target)
         limit = f"-max_total_time={max(1, round(seconds))}"
         if seed:
-            # What earlier runs have found would change what this one tries.
+            # Inputs of earlier runs would change what this one tries.
             shutil.rmtree(corpus, ignore_errors=True)
             limit = f"-runs={(SLOW_RUNS if target in SLOW else RUNS) * TARGETS[target]}"
         os.makedirs(corpus, exist_ok=True)
@@ -90,7 +91,7 @@ class Run:
         words = [
             PROGRAM, limit, f"-seed={seed}", "-max_len=600", "-len_control=20", "-timeout=300",
             "-rss_limit_mb=4096", "-print_final_stats=1",
-            # To prefer inputs that reach what is rare costs as much as some targets do, and nobody else writes into the corpus.
+            # Preferring inputs that reach rare code costs as much as some targets do, and nothing else writes into the corpus.
             "-entropic=0", "-reload=0", "-artifact_prefix=" + self.findings, corpus,
         ]
         words.append(unpack(target))
@@ -98,7 +99,7 @@ class Run:
             self.process = subprocess.Popen(words, cwd=WORK, env=environment(target), stdout=log, stderr=log)
 
     def result(self):
-        """Executions, coverage, features, and a sentence where something was found."""
+        """Executions, coverage, features, and a sentence if something was found."""
         with open(self.log, errors="replace") as file:
             text = file.read()
         count = re.findall(r"stat::number_of_executed_units:\s+(\d+)", text) or re.findall(r"^#(\d+)\s", text, re.M)
@@ -112,7 +113,7 @@ class Run:
 
 
 def attack(targets, minutes, jobs, seed):
-    """Each target in its share of the time, so many at once; the longest first."""
+    """Runs each target for its share of the time, several at once; the longest first."""
     total = sum(TARGETS[target] for target in targets)
     left = [(target, minutes * 60 * jobs * TARGETS[target] / total) for target in targets]
     left.sort(key=lambda item: -item[1])
@@ -147,7 +148,7 @@ def table(results):
 
 
 def merge(targets):
-    """The least that reaches as much, in place of what was committed."""
+    """Replaces the committed inputs by the smallest set that covers as much."""
     for target in targets:
         fresh = os.path.join(WORK, "merged", target)
         shutil.rmtree(fresh, ignore_errors=True)
@@ -159,7 +160,7 @@ def merge(targets):
         for name in os.listdir(fresh):
             with open(os.path.join(fresh, name), "rb") as file:
                 lines.append(file.read().hex())
-        # Long ones reach little more than short ones, and a clone has them for good.
+        # Long inputs reach little more than short ones, and every clone has them forever.
         lines = sorted((line for line in lines if 0 < len(line) <= 2 * SEED_BYTES), key=lambda line: (len(line), line))[:SEED_COUNT]
         with open(os.path.join(SEEDS, target + ".hex"), "w") as file:
             file.writelines(line + "\n" for line in lines)

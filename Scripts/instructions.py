@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Instructions of each piece that ring-cost measures, a line with its name and the number for each operation.
+"""Instructions of each piece that ring-cost measures: a line with its name and the number per operation.
 
     Scripts/instructions.py | .build/release/ring-cost --instructions /dev/stdin
 """

@@ -6,7 +6,7 @@
     Scripts/many.py --busy                how fast one busy disk is among sleeping ones, against one alone
     Scripts/many.py --active              cost and latency of a request when 1, 10, 100 and 1,000 disks are active
 
-The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end of this script's that sets up
+The disks are sparse files. Each is measured twice: alone on its socket, and with a front-end in this script that sets up
 one queue in 64 KiB of shared memory, reads one block, and falls asleep. What a disk costs is the difference between a process
 with all of them and a process with one.
 """
@@ -29,19 +29,19 @@ import tempfile
 import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-KIB_LIMIT = 64  # of a disk's own memory, with a front-end
+KIB_LIMIT = 64  # a disk's own memory, with a front-end
 ACTIVE_SIZE = 1 << 20  # bytes of an image that is read all the time
 ACTIVE_LIMITS = {"us": 4, "p99": 1000}  # of --active --check, both microseconds
-HUNG = 120  # seconds after which what has to come counts as hung
+HUNG = 120  # seconds after which any wait counts as hung
 
 
 class Frontend:
-    """The least that a vhost-user front-end can be: one queue, one request."""
+    """A minimal vhost-user front-end: one queue, one request."""
 
     SIZE = 64 << 10
     FEATURES = 0
     DESCRIPTORS, AVAILABLE, USED, HEADER, DATA, STATUS = 0, 0x4000, 0x5000, 0x8000, 0x9000, 0xa000
-    USER = 1 << 40  # where the memory would be in a front-end that had it at the address it says
+    USER = 1 << 40  # the address that the front-end claims for its memory
 
     def __init__(self, path, entries):
         self.began = time.perf_counter()
@@ -60,7 +60,7 @@ class Frontend:
         self.socket.sendmsg([struct.pack("<III", request, 1, len(payload)) + payload], ancillary)
 
     def number(self, request):
-        """The answer of a request whose answer is a number."""
+        """The reply to a request whose reply is a number."""
         self.send(request)
         answer = self.socket.recv(20, socket.MSG_WAITALL)
         return struct.unpack("<Q", answer[12:])[0]
@@ -82,7 +82,7 @@ class Frontend:
         self.send(18, struct.pack("<II", 0, 1))  # SET_VRING_ENABLE
 
     def ask(self):
-        """Asks for the first 512 bytes, and waits for nothing."""
+        """Requests the first 512 bytes, without waiting."""
         os.pwrite(self.file, struct.pack("<IIQ", 0, 0, 0), self.HEADER)
         chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
         os.pwrite(self.file, b"".join(struct.pack("<QIHH", *entry) for entry in chain), self.DESCRIPTORS)
@@ -93,7 +93,7 @@ class Frontend:
     def read_block(self):
         """Reads the first 512 bytes. Returns the seconds since the connection was asked for."""
         self.ask()
-        waiting = select.poll()  # select knows no descriptor beyond 1023
+        waiting = select.poll()  # select cannot handle descriptors above 1023
         waiting.register(self.call, select.POLLIN)
         while struct.unpack_from("<H", self.memory, self.USED + 2)[0] != 1:
             if not waiting.poll(HUNG * 1000):
@@ -166,11 +166,11 @@ class Server:
         return int(fields[11]) + int(fields[12])
 
     def processor(self):
-        """CPU time of all threads, those that ended, too: seconds."""
+        """CPU time of all threads, including those that have ended: seconds."""
         return time.clock_gettime(~self.process.pid << 3 | 2)  # as clock_getcpuclockid(3) has it
 
     def switches(self):
-        """Context switches of all threads that there are."""
+        """Context switches of all present threads."""
         count = 0
         for task in os.listdir(f"/proc/{self.process.pid}/task"):
             try:
@@ -181,7 +181,7 @@ class Server:
         return count
 
     def memory(self):
-        """Kilobytes: everything, our share of it, what is this process's own, and what the kernel's rings show here."""
+        """Kilobytes: RSS, PSS, private memory, and the mapped rings of the kernel."""
         rollup = {}
         for line in self.proc("smaps_rollup").splitlines()[1:]:
             name, value = line.split(":")
@@ -208,7 +208,7 @@ class Server:
         return len(os.listdir(f"/proc/{self.process.pid}/fd"))
 
     def table(self):
-        """How many descriptors fit into the process's table before the kernel has to make a larger one."""
+        """How many descriptors fit into the process's table before the kernel has to enlarge it."""
         return int(self.proc("status").partition("FDSize:")[2].split()[0])
 
     def stop(self):
@@ -248,7 +248,7 @@ def measure(arguments, folder, count):
 
 
 def rate(arguments, path):
-    """Thousands of reads a second that the disk on this socket does, and microseconds of CPU time for each."""
+    """Thousands of reads per second of the disk on this socket, and microseconds of CPU time per read."""
     out = subprocess.run(
         [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32", "--runtime=0.5",
          "--ramp_time=0.1", "--no-ceiling-check", "--output-format=json"],
@@ -258,8 +258,8 @@ def rate(arguments, path):
 
 
 def busy(arguments, folder):
-    """One disk works, alone in its process or among others that have front-ends and sleep; in turns, so that drift hits
-    both alike, and every other pair the other way round. Queues run on processor 0, since the measuring client takes the
+    """One disk is active, alone in its process or among others that have front-ends and sleep; alternating, so that drift hits
+    both alike, and every other pair in reverse order. Queues run on CPU 0, because the measuring client uses the
     last one."""
     arguments.option.append("--pin-cpus=0")
     for name in ("alone", "among"):
@@ -291,7 +291,7 @@ def busy(arguments, folder):
 
 
 def load(arguments, server, frontends, rate, seconds):
-    """Runs the generator on all of them, on the last processor."""
+    """Runs the load generator for all of them, on the last CPU."""
     slots = min(LoadedFrontend.SLOTS, arguments.queue_size // 3)
     beside = min(arguments.beside, slots)
     lines = "".join(f"{frontend.file} {frontend.kick}\n" for frontend in frontends)
@@ -314,7 +314,7 @@ def load(arguments, server, frontends, rate, seconds):
 
 
 def active(arguments, folder):
-    """Reads at Poisson moments from 1, 10, 100 and more disks of one process that has one processor for itself."""
+    """Reads at Poisson moments from 1, 10, 100 and more disks of one process that has a CPU for itself."""
     print(f"4 KiB reads at Poisson moments, {arguments.rate:,.0f} a second in all, median of {arguments.rounds} rounds of "
           f"{arguments.seconds:g} s; images on {arguments.directory}; the process runs on "
           + (f"processor {min(os.sched_getaffinity(0))}\n" if arguments.one_processor else "all processors\n"))
@@ -327,7 +327,7 @@ def active(arguments, folder):
                         cpu=min(os.sched_getaffinity(0)) if arguments.one_processor else None)
         frontends = [LoadedFrontend(path, arguments.queue_size) for path in server.sockets]
         rounds = []
-        # The generator lays rings out from their beginning: each round has front-ends of its own.
+        # The generator sets up rings from scratch, so each round has its own front-ends.
         for _ in range(arguments.rounds):
             if rounds:
                 for frontend in frontends:
@@ -347,7 +347,7 @@ def active(arguments, folder):
               f"{middle['kicks'] / requests:7.2f}{middle['threads']:9.0f}"
               + (f"{middle['busy'] / arguments.seconds / 1000:13.1f}" if arguments.beside else ""), flush=True)
         if arguments.check and (middle["microseconds"] > ACTIVE_LIMITS["us"] or middle["p99"] > ACTIVE_LIMITS["p99"]):
-            mistakes.append(f"with {count} disks a read took {middle['microseconds']:.1f} us of the processor and {middle['p99']:.0f} us "
+            mistakes.append(f"with {count} disks a read took {middle['microseconds']:.1f} us of CPU and {middle['p99']:.0f} us "
                             f"at p99, more than {ACTIVE_LIMITS['us']} and {ACTIVE_LIMITS['p99']}")
     if arguments.json:
         print(json.dumps(results))
@@ -384,7 +384,7 @@ def check(arguments, one, many):
         if own > KIB_LIMIT:
             mistakes.append(f"a {state} disk has {own:.0f} KiB of its own, more than {KIB_LIMIT}")
         if many[state]["ticks"] > 0:
-            mistakes.append(f"idle {state} disks used {many[state]['ticks']} ticks of the processor")
+            mistakes.append(f"idle {state} disks used {many[state]['ticks']} ticks of CPU time")
     before, after = (many[state]["table"] for state in ("listening", "connected"))
     if before != after:
         mistakes.append(f"the table of descriptors grew from {before} to {after} while front-ends connected: one of them waited")
@@ -405,7 +405,7 @@ def main():
     parser.add_argument("--active", action="store_true", help="measure disks that all work instead; --seconds is of a round")
     parser.add_argument("--counts", default="1,10,100,1000", help="how many disks, for --active (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=50000, help="reads a second of all disks together (default: %(default)s)")
-    parser.add_argument("--beside", type=int, default=0, metavar="DEPTH", help="one disk more, at full speed with so many reads in flight")
+    parser.add_argument("--beside", type=int, default=0, metavar="DEPTH", help="another disk, at full speed with that many reads in flight")
     parser.add_argument("--all-processors", dest="one_processor", action="store_false", help="let the process run anywhere")
     parser.add_argument("--json", action="store_true", help="print all numbers as JSON")
     arguments = parser.parse_args()

@@ -3,7 +3,7 @@
 #
 #   Scripts/nbd-kills.sh [KILLS]     (100; needs nbdkit and a built vmm-blk, which VMM_BLK names, or the one in .build/release)
 #
-# The server is nbdkit on a file, so that what it acknowledged survives it: --server-keeps-writes.
+# The server is nbdkit on a file, so acknowledged writes survive it: --server-keeps-writes.
 set -euo pipefail
 
 kills=${1:-100}
@@ -38,7 +38,7 @@ for _ in $(seq 500); do
   grep -q '^Serving' "$folder/log" && break
   sleep 0.01
 done
-# It ends by itself: so much is more than it does meanwhile, and what it does is bounded by time.
+# It ends by itself: the amount is more than it can do meanwhile, and its time is limited.
 "$program" guest verify --socket-path "$folder/disk.sock" --queues 2 --seconds $((kills / 4 + 5)) >"$folder/guest" 2>&1 &
 guest=$!
 

@@ -2,12 +2,12 @@
 """Measures how much a hostile guest costs the other disk of its process.
 
     Scripts/neighbour.py                     every attack
-    Scripts/neighbour.py kicks connects      some of them
+    Scripts/neighbour.py kicks connects      only these
     Scripts/neighbour.py --check             and exit with status 1 if the neighbour keeps less than 0.9 of its fair share
 
 The whole server runs on CPU 0, the neighbour's client ('vmm-blk bench', 4 KiB reads at depth 32) on the last one, and the
 attacker's front-end there as well, at the lowest priority. Two busy queues share a CPU, so the neighbour's fair share is half of
-what it does alone. Each attack is measured in pairs with and without it, every other pair the other way round;
+its rate alone. Each attack is measured in pairs with and without it, every other pair in reverse order;
 what is printed is the median of (rate beside the attack) / (half of the rate alone), with the quartiles. More than 1 means that
 the attacker did not even use its share.
 """
@@ -33,7 +33,7 @@ FAIR = 0.9
 
 
 class Frontend:
-    """One queue in memory of its own, whose ring an attack fills as it likes."""
+    """One queue in its own memory, whose ring an attack fills as it likes."""
 
     SIZE = 16 << 20
     ENTRIES = 256
@@ -62,7 +62,7 @@ class Frontend:
         self.send(13, struct.pack("<Q", 0), [self.call])
         self.send(12, struct.pack("<Q", 0), [self.kick])
         self.send(18, struct.pack("<II", 0, 1))
-        self.number(1)  # everything before is done
+        self.number(1)  # everything before has been handled
 
     def send(self, request, payload=b"", descriptors=()):
         ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
@@ -73,7 +73,7 @@ class Frontend:
         while len(answer) < count:
             piece = self.socket.recv(count - len(answer))
             if not piece:
-                raise OSError("the connection is over")
+                raise OSError("the connection was closed")
             answer += piece
         return answer
 
@@ -82,7 +82,7 @@ class Frontend:
         return struct.unpack("<Q", self.receive(20)[12:])[0]
 
     def fill(self, kind, pieces, data=b""):
-        """A ring full of one request in a table, which all entries name: its header and its data, each piece (bytes, writable)."""
+        """Fills the ring with one request, in an indirect table that all entries use: header and data, each piece (bytes, writable)."""
         self.memory[self.HEADERS:self.HEADERS + 16] = struct.pack("<IIQ", kind, 0, 0)
         if data:
             self.memory[self.DATA:self.DATA + len(data)] = data
@@ -101,7 +101,7 @@ class Frontend:
         return struct.unpack_from("<H", self.memory, self.USED + 2)[0]
 
     def keep_full(self):
-        """Makes available again whatever was answered."""
+        """Makes answered requests available again."""
         target = (self.used() + self.ENTRIES) & 0xffff
         if target != self.available:
             self.available = target
@@ -124,7 +124,7 @@ class Frontend:
 
 
 class Attacker(threading.Thread):
-    """Does one thing until it has to stop. Whatever the server answers, the attack continues."""
+    """Does one thing until it is stopped. Whatever the server answers, the attack continues."""
 
     def __init__(self, name, path):
         super().__init__()
@@ -198,7 +198,7 @@ def connects(attacker):
 
 
 def broken_rings(attacker):
-    """The index jumps, the queue is given up, and the guest reconnects."""
+    """The index jumps, the queue fails, and the guest reconnects."""
     def turn(guest):
         guest.memory[guest.AVAILABLE + 2:guest.AVAILABLE + 4] = struct.pack("<H", 0x8000)
         guest.ring()
@@ -213,7 +213,7 @@ def broken_rings(attacker):
 
 
 def lost_pages(attacker):
-    """Memory is cut while the device reads and writes there: each page is a fault."""
+    """Memory is truncated while the device reads and writes it: each page causes a fault."""
     while not attacker.is_over:
         guest = Frontend(attacker.path)
         try:
@@ -235,7 +235,7 @@ ATTACKS = {
 
 
 class Server:
-    """Two disks in one process, on processor 0."""
+    """Two disks in one process, on CPU 0."""
 
     def __init__(self, arguments, folder):
         self.sockets = [f"{folder}/{name}.sock" for name in ("neighbour", "attacker")]
@@ -259,12 +259,12 @@ class Server:
             time.sleep(0.01)
 
     def rest(self):
-        """Waits until it does nothing any more: what an attacker that went had asked for is worked off first."""
+        """Waits until it is idle: requests of an attacker that has gone are finished first."""
         hung = time.monotonic() + 120
         before, now = -1, self.ticks()
         while now != before:
             if time.monotonic() > hung:
-                sys.exit("neighbour.py: the server does not come to rest")
+                sys.exit("neighbour.py: the server does not become idle")
             time.sleep(0.1)
             before, now = now, self.ticks()
 
@@ -288,7 +288,7 @@ class Server:
 
 
 def rate(arguments, path):
-    """Reads a second of the neighbour's."""
+    """The neighbour's reads per second."""
     out = subprocess.run(
         [arguments.program, "bench", "run", "--socket-path", path, "--rw=randread", "--iodepth=32",
          f"--runtime={arguments.seconds}", "--ramp_time=0.1", "--no-ceiling-check", "--output-format=json"],
@@ -297,7 +297,7 @@ def rate(arguments, path):
 
 
 def measure(arguments, server, name):
-    """The parts of its fair share that the neighbour keeps, a pair each, and how often the attack did its worst."""
+    """The fraction of its fair share that the neighbour keeps, for each pair, and how often the attack was carried out."""
     shares, rounds = [], 0
     for number in range(arguments.pairs):
         rates = {}
@@ -306,7 +306,7 @@ def measure(arguments, server, name):
             if side == "beside":
                 attacker = Attacker(name, server.sockets[1])
                 attacker.start()
-                # What the one before had asked for is finished before this one is let in.
+                # Requests of the previous one are finished before this one is accepted.
                 if not attacker.has_begun.wait(60):
                     attacker.is_over = True
                     sys.exit(f"neighbour.py: {name} does not begin")
@@ -336,7 +336,7 @@ def main():
         if name not in ATTACKS:
             parser.error(f"there is no attack {name}: use " + ", ".join(ATTACKS))
     if os.cpu_count() < 2:
-        sys.exit("neighbour.py: two processors are needed, one for the server and one for its clients")
+        sys.exit("neighbour.py: two CPUs are needed, one for the server and one for its clients")
     folder = tempfile.mkdtemp(prefix="neighbour-", dir=arguments.directory)
     server, poor = None, []
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("neighbour.py: ended by a signal"))
@@ -355,7 +355,7 @@ def main():
             server.stop()
         shutil.rmtree(folder, ignore_errors=True)
     if arguments.check and poor:
-        sys.exit("neighbour.py: less than the fair share is left beside " + ", ".join(poor))
+        sys.exit("neighbour.py: less than the fair share is left during " + ", ".join(poor))
 
 
 if __name__ == "__main__":

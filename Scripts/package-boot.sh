@@ -3,18 +3,19 @@
 #
 #   package-boot.sh ROOT PROGRAM ARGUMENTS...      paths as the system inside sees them
 #
-# Ends with the program's status; with 4 and a sentence where such a system cannot be booted. As root.
+# Ends with the program's status; with 4 and a message if such a system cannot be booted. Runs as root.
 set -euo pipefail
 
 root=$1
 shift
-# Seconds after which anything counts as hung. It says nothing about speed.
+# Seconds after which any wait counts as hung. This is not a measure of speed.
 patience=1200
 cannot() { echo "package-boot: $*"; exit 4; }
 
 command -v systemd-nspawn >/dev/null || cannot "there is no systemd-nspawn: install systemd-container"
 
-# The machine's own cgroups are none of its business. A systemd here makes a scope for it; without one, it gets groups by hand.
+# The new system must not see the machine's own cgroups. The host's systemd makes a scope for it; without one, groups are made
+# by hand.
 options=(--register=no) groups=() name=vmm-blk-$$
 if [ ! -d /run/systemd/system ]; then
   options+=(--keep-unit)
@@ -54,7 +55,7 @@ cleanup() {
   [ -z "$tail" ] || kill "$tail" 2>/dev/null || true
   rm -f "$console"
   for group in "${groups[@]}"; do
-    # From within. The last of its processes may be on their way out still.
+    # From within. Its last processes may still be ending.
     for _ in $(seq 100); do
       find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
       [ -d "$group" ] || break
@@ -69,7 +70,7 @@ tail -n +1 -s 0.2 -f "$root/root/package-boot.log" &
 tail=$!
 (
   for group in "${groups[@]}"; do echo "$BASHPID" >"$group/cgroup.procs"; done
-  # As on a machine of its own: one hierarchy of groups, and no filter of calls but those of the units.
+  # As on a real machine: one cgroup hierarchy, and no seccomp filters except those of the units.
   export SYSTEMD_NSPAWN_UNIFIED_HIERARCHY=1 SYSTEMD_SECCOMP=0
   exec systemd-nspawn --quiet --directory "$root" --machine "$name" --boot --private-network --capability=all --link-journal=no \
     --console=read-only "${options[@]}" -- systemd.log_target=journal

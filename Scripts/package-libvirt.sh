@@ -10,7 +10,7 @@ set -euo pipefail
 deb=$1 kernel=$2 initramfs=$3
 folder=/run/vmm-blk
 console=/var/log/libvirt/qemu/example.console
-# Seconds after which anything counts as hung. It says nothing about speed: QEMU emulates the processor.
+# Seconds after which any wait counts as hung. This is not a measure of speed: QEMU emulates the CPU.
 patience=900
 
 step() { echo "step: $*"; }
@@ -51,13 +51,13 @@ cp /usr/share/doc/vmm-blk/examples/example.json /etc/vmm-blk/example.json
 
 step "the domain"
 virsh version
-# An emulated processor, less memory, and a kernel of ours that says on a serial line what it does; the rest is the example.
+# An emulated CPU, less memory, and a kernel that logs to a serial line; the rest is the example.
 sed -e "s/<domain type='kvm'>/<domain type='qemu'>/" -e "s/<memory unit='GiB'>1</<memory unit='MiB'>768</" \
   -e "s|^    <type arch.*|&<kernel>$kernel</kernel><initrd>$initramfs</initrd><cmdline>console=ttyS0 panic=-1 scenarios=killed beats=40</cmdline>|" \
   -e "s|<boot order='1'/>||" -e "s|<console type='pty'/>|<serial type='file'><source path='$console'/></serial>|" \
   /usr/share/doc/vmm-blk/examples/domain.xml >/root/example.xml
 virsh define --validate /root/example.xml
-# With "reconnect", QEMU tries each second until somebody listens, and virsh waits for that.
+# With "reconnect", QEMU tries every second until a server listens, and virsh waits for that.
 virsh start example &
 start=$!
 log=/var/log/libvirt/qemu/example.log

@@ -9,7 +9,7 @@ deb=$1
 program=/usr/bin/vmm-blk
 folder=/run/vmm-blk
 images=/var/lib/vmm-blk
-# Seconds after which anything counts as hung. It says nothing about speed.
+# Seconds after which any wait counts as hung. This is not a measure of speed.
 patience=300
 
 step() { echo "step: $*"; }
@@ -40,14 +40,14 @@ refused() { # what, command…
 }
 ctl() { "$program" ctl --control "$folder/$1.ctl" "${@:2}"; }
 verify() { "$program" guest --socket-path "$folder/$1" verify --length 16M "${@:2}" || fail "the guest on $1 has seen something wrong"; }
-# Once for a server's process, after its systemd knows it.
+# Whether systemd has started another process for the server.
 another_process() { local now; now=$(property "$1" MainPID); [ "$now" != 0 ] && [ "$now" != "$2" ]; }
 has_ended() { [ "$(property "$1" ActiveState)" = inactive ]; }
 said() { journalctl --no-pager -q -b -u "vmm-blk@$1" --grep "$2" >/dev/null; }
 
-# A guest that goes on when its server goes away, and has much to do yet.
+# A guest that survives the loss of its server, and has enough work left.
 start_guest() { # socket
-  # What the guest before it said.
+  # The output of the previous guest.
   rm -f "$guest"
   "$program" guest --socket-path "$folder/$1" verify --reconnect --bytes 128M --length 64M --report-every 100 >"$guest" 2>&1 &
   guest_pid=$!
@@ -72,7 +72,7 @@ truncate -s 10G $images/example.img
 chown vmm-blk: $images/example.img
 cp /usr/share/doc/vmm-blk/examples/example.json /etc/vmm-blk/example.json
 systemctl enable --now vmm-blk@example
-# It returns when the sockets accept connections, so nothing is waited for.
+# It returns when the sockets accept connections, so no wait is needed.
 holds example ActiveState active
 holds example SubState running
 holds example Result success
@@ -174,7 +174,7 @@ if mknod /dev/loop-control c 10 237 2>/dev/null && loop=$(losetup -f 2>/dev/null
   [ -e "$loop" ] || mknod "$loop" b 7 "${loop#/dev/loop}"
   trap 'losetup -d $loop' EXIT
   losetup "$loop" $images/device
-  # As udev leaves it.
+  # The mode that udev sets.
   chown root:disk "$loop"
   chmod 660 "$loop"
   echo "[{\"blk-file\": \"$loop\", \"socket-path\": \"$folder/device.sock\"}]" >/etc/vmm-blk/device.json

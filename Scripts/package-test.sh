@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the package of .package/ into a bare Debian, unpacks the tarball in another one, and serves a guest in each. Then boots the
-# first one and follows Docs/operating.md there. Leaves nothing behind. As root, with a Debian mirror in reach.
+# first one and follows Docs/operating.md there. Leaves nothing behind. Runs as root, and needs a Debian mirror.
 #
 #   package-test.sh [--libvirt]     also starts packaging/domain.xml there, with libvirt and an emulating QEMU
 set -euo pipefail
@@ -20,10 +20,10 @@ command -v debootstrap >/dev/null || skip "there is no debootstrap: install it"
 work=$(mktemp -d)
 mounted=()
 cleanup() {
-  # What a step has left in a hurry.
+  # Processes that a failed step has left.
   losetup -n -O NAME,BACK-FILE | while read -r device file; do [[ $file != "$work"/* ]] || losetup -d "$device"; done
   for place in "${mounted[@]}"; do umount -l "$place" 2>/dev/null || true; done
-  # Nothing of the host may be below what is removed.
+  # Nothing of the host may be mounted below the removed folder.
   if grep -q " $work" /proc/mounts; then
     echo "package-test: something is still mounted below $work, which is left there" >&2
   else
@@ -43,7 +43,7 @@ fi
 # Before anything is installed.
 cp -a --reflink=auto "$work/installed" "$work/unpacked"
 cp /etc/resolv.conf "$work/installed/etc/resolv.conf" 2>/dev/null || true
-# A proxy or another mirror that this machine is set up with.
+# The proxy or mirror that this machine is configured with.
 cp -a /etc/apt/apt.conf.d/*proxy* "$work/installed/etc/apt/apt.conf.d/" 2>/dev/null || true
 for root in installed unpacked; do
   mount -t proc proc "$work/$root/proc"
@@ -109,7 +109,7 @@ step "removing it"
 inside installed apt-get purge -y -qq vmm-blk >"$work/log" 2>&1 || { cat "$work/log"; fail "the package cannot be removed"; }
 [ ! -e "$work/installed/usr/bin/vmm-blk" ] || fail "the program is still there"
 
-# The operator's page, in a system that has never been told of the package.
+# The operator's page, in a system that has never seen the package.
 booted() { # folder, program, arguments…
   local status=0
   Scripts/package-boot.sh "$work/$1" "${@:2}" || status=$?
@@ -133,7 +133,7 @@ if [ $libvirt = yes ]; then
   inside libvirt apt-get install -y -qq --no-install-recommends libvirt-daemon-system libvirt-clients qemu-system-x86 >"$work/log" 2>&1 ||
     { cat "$work/log"; fail "libvirt cannot be installed"; }
   umount "$work/libvirt/proc"
-  # Where QEMU's user can read it, too.
+  # In a place that QEMU's user can read, too.
   cp .guest/qemu/vmlinuz .guest/qemu/initramfs-fio.cpio "$work/libvirt/opt/"
 fi
 booted installed /root/package-steps.sh /root/vmm-blk.deb

@@ -56,10 +56,10 @@ class Server:
 
 
 def measure(driver, server, rw, args):
-    """Requests a second, and nanoseconds of the server's CPU time a request."""
+    """Requests per second, and nanoseconds of the server's CPU time per request."""
     command = [driver, "bench", "--socket-path", server.socket, "--rw", rw, "--bs", args.bs, "--iodepth", str(args.iodepth),
                "--runtime", str(args.runtime), "--ramp_time", "0.05", "--output-format=json"]
-    # A queue's thread ends with its queue, and takes its account along: so the server is looked at while it works.
+    # A queue's thread ends with its queue, and its CPU time is lost: so the server is read while it works.
     bench = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     seen = []
     while bench.poll() is None:
@@ -74,7 +74,7 @@ def measure(driver, server, rw, args):
     job = json.loads(output[output.index("{"):])["jobs"][0]
     part = job["read"] if job["read"]["iops"] >= job["write"]["iops"] else job["write"]
     requests = sum(job[kind]["total_ios"] for kind in ("read", "write")) or 1
-    # The whole run, ramp included, against the requests that were counted: the same share on both sides of the ratio.
+    # CPU time of the whole run, ramp included, per counted request: the same share on both sides of the ratio.
     return part["iops"], (max(seen) - seen[0]) / requests
 
 

@@ -3,7 +3,7 @@
 
   Scripts/qcow2-histories.py [--write [--turns=N] | --tools] [HISTORIES [SEED]]
 
-There are 100 unless it is said otherwise. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
+There are 100 by default. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
 
 With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
 both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, four turns or as
@@ -22,7 +22,7 @@ Without either, each history makes a chain of one to three images with options o
 snapshots, and then
 - converts the disk and its snapshots by 'qemu-img convert' and by 'vmm-blk image convert', and compares the bytes;
 - checks every image by 'qemu-img check' and by 'vmm-blk image check', and compares statuses and leaks;
-- changes some bytes of the tables and has vmm-blk check, tell and convert what that leaves: whatever it says, no signal ends it.
+- changes some bytes of the tables and makes vmm-blk check, describe and convert the result: whatever it says, no signal ends it.
 """
 import json
 import os
@@ -53,7 +53,7 @@ def must(*words):
 
 
 def options(chance):
-    """Options of `qemu-img create`, and the cluster's bytes."""
+    """Options of `qemu-img create`, and the cluster size."""
     if chance.random() < 0.15:
         bits = chance.randint(9, 16)
         return [f"compat=0.10,cluster_size={1 << bits}"], 1 << bits
@@ -247,19 +247,20 @@ def write(chance, folder):
         then = written(folder, paths[0], words, "then")
         io(paths[0], history(chance, size, cluster, False))
     shutil.copyfile(paths[0], paths[1])
-    # Of qemu-io, whose discards keep what is less than a cluster.
+    # Commands of qemu-io, whose discards keep partial clusters.
     may_leak, killed = [False, False], 0
     for turn in range(TURNS):
         commands = [command for command in history(chance, size, cluster, False)[:8] if not command.startswith("discard")]
         theirs, ours = (paths[0], paths[1]) if turn % 2 == 0 else (paths[1], paths[0])
         discards = []
         if chance.random() < 0.5 and size >= 2 * cluster:
-            # Whole clusters of zeroes on both sides, whatever a discard makes of them.
+            # Whole clusters of zeroes on both sides, whatever a discard leaves.
             start = chance.randrange(size // cluster) * cluster
             discards = [f"discard {start} {min(cluster, size - start)}", f"write -z {start} {min(cluster, size - start)}"]
         io(theirs, commands + discards)
         if chance.random() < 0.2 and then is None and "compat=0.10" not in more[0]:
-            # Both of them, by QEMU, which reads an old snapshot of such an image in the new size, and cannot resize all of version 2.
+            # QEMU resizes both. It reads an old snapshot of such an image in the new size, and cannot resize every version 2
+            # image.
             size += chance.choice([512, 65536, 1 << 20, 3 << 20])
             for path in paths:
                 must("qemu-img", "resize", "-q", "-f", "qcow2", path, str(size))
@@ -295,7 +296,7 @@ def clean(path, may_leak=False):
 
 
 class Chain:
-    """base, middle and top in a folder of their own, which name each other by relative names."""
+    """base, middle and top in their own folder, which refer to each other by relative names."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -305,7 +306,7 @@ class Chain:
         return os.path.join(self.folder, name)
 
     def uri(self, name):
-        """With everything under it, as its headers name it."""
+        """The URI with everything under the image, as its headers name it."""
         words, at = [], name
         while self.backing.get(at):
             at, form = self.backing[at]
@@ -314,7 +315,7 @@ class Chain:
 
 
 def ours(chance, words, after):
-    """A command of vmm-blk's, killed first now and then. - Returns: whether it was killed."""
+    """Runs a command of vmm-blk, sometimes killed first. - Returns: whether it was killed."""
     killed = False
     if chance.random() < 0.3:
         process = subprocess.Popen([VMM_BLK, "image", *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
@@ -357,7 +358,7 @@ def tools(chance, folder):
     second.backing = dict(first.backing)
     snapshots, killed, may_leak = [], 0, False
     for _ in range(8):
-        # Which program has which copy changes with each step.
+        # The programs swap copies with each step.
         qemu, mine = chains if chance.random() < 0.5 else reversed(chains)
         top = mine.path("top")
         before = raw_of(top, folder)
@@ -392,7 +393,7 @@ def tools(chance, folder):
                 now = {each["name"] for each in json.loads(must(VMM_BLK, "image", "info", "--json", top)).get("snapshots", [])}
                 is_done = {"create": name in now, "delete": name not in now, "apply": raw_of(top, folder) == wanted}[kind]
                 if not is_done and raw_of(top, folder) != before:
-                    raise SystemExit(f"{kind} was killed, and the disk is neither of both")
+                    raise SystemExit(f"{kind} was killed, and the disk is neither the old nor the new one")
                 return is_done and kind != "apply"
 
             killed += ours(chance, ["snapshot", word, name, top], whole)
@@ -412,7 +413,7 @@ def tools(chance, folder):
             form = {"base": base_form, "middle": "qcow2", None: None}[target]
             must("qemu-img", "rebase", "-q", "-f", "qcow2", "-b", target or "", *(["-F", form] if form else []), qemu.path("top"))
             words = ["rebase", "-b", target or "", *(["-F", form] if form else [])]
-            # What is under the new one is opened because it is in this folder.
+            # The new image's backing file is opened because it is in this folder.
             uri = mine.uri("top")
             words.append(uri + ("&" if "?" in uri else "?") + f"backing-folder={mine.folder}")
 
@@ -456,7 +457,7 @@ def main():
                 found += one(random.Random(seed * 1000003 + number), folder)
             except SystemExit as failure:
                 raise SystemExit(f"history {number} of seed {seed}: {failure}")
-    print(f"{count} histories, the same content and verdict; of {count * 5} damaged images {found} were refused or found to be wrong")
+    print(f"{count} histories, the same content and verdict; of {count * 5} damaged images {found} were refused or reported")
 
 
 def turns(count, seed, body, words, what):

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Measures what disks on a Ceph cluster cost the process that serves them and the cluster, while they are idle: the ground for a plan
-of many hosts (Docs/images.md).
+"""Measures what idle disks on a Ceph cluster cost the process that serves them and the cluster: the basis for planning
+many hosts (Docs/images.md).
 
     Scripts/rbd-many.py                   1, 10 and 50 disks in one process, on a throw-away cluster
     Scripts/rbd-many.py --counts 1,100    others
-    Scripts/rbd-many.py --processes 10    as many processes with one disk each, too
+    Scripts/rbd-many.py --processes 10    also as many processes with one disk each
 
-Each disk has an image of its own, is locked, and has a front-end that has read one block. What a disk costs is the difference between
+Each disk has its own image, is locked, and has a front-end that has read one block. What a disk costs is the difference between
 the processes with most and with fewest disks. Needs Scripts/setup.sh ceph, and a built vmm-blk.
 """
 import argparse
@@ -41,7 +41,7 @@ class Cluster:
                               text=True, timeout=HUNG).stdout
 
     def daemons(self):
-        """Processor seconds and memory in MiB of each daemon."""
+        """CPU seconds and memory in MiB of each daemon."""
         found = {}
         for name in ("mon.a", "osd.0"):
             pid = int(open(f"{self.folder}/{name}.pid").read())
@@ -51,7 +51,7 @@ class Cluster:
 
 
 class RBDServer(Server):
-    """One process with these images, each on a socket of its own."""
+    """One process with these images, each on its own socket."""
 
     def __init__(self, arguments, folder, cluster, images):
         os.makedirs(folder, exist_ok=True)
@@ -86,7 +86,7 @@ class RBDServer(Server):
 
 
 def measure(arguments, cluster, servers):
-    """What all of them cost together, with a front-end at each disk, per `arguments.seconds` of idling."""
+    """The cost of all of them together, with a front-end at each disk, per `arguments.seconds` of idling."""
     frontends = []
     for server in servers:
         for path in server.sockets:
@@ -174,7 +174,7 @@ def show(arguments, results):
         line = f"{name:22}" + "".join(f"{result[name]:14,.2f}" if name in result else f"{'':14}" for _, result in columns)
         if per_disk and name != "watchers of an image":
             host = results[few][name] + per_disk[name] * (arguments.disks - few)
-            # Daemons of the cluster and seconds are not added up over hosts.
+            # The cluster's daemons and durations are not multiplied by hosts.
             over = "" if "memory" in name and "." in name.split()[0] or ", s" in name else f"{host * arguments.hosts:14,.0f}"
             line += f"{per_disk[name]:12,.3f}{host:14,.1f}{over}"
         print(line)

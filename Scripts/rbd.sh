@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Images of a Ceph cluster as a person has them: servers in their sandbox, on a real cluster that this starts and ends. Its OSD is
-# killed under a verified load, and so is the server; disks are added and removed; and the cluster never comes back.
+# Images of a Ceph cluster as a user has them: sandboxed servers, on a real cluster that this script starts and ends. Its OSD is
+# killed under a verified load, and so is the server; disks are added and removed; and finally the cluster never comes back.
 #
 #   Scripts/rbd.sh [KILLS]     (3 of each; needs a built vmm-blk, which VMM_BLK names, or the one in .build/release)
 #
-# Where Ceph is not installed (Scripts/setup.sh ceph) it says so and is content.
+# If Ceph is not installed (Scripts/setup.sh ceph), it prints that and succeeds.
 set -euo pipefail
 
 kills=${1:-3}
@@ -32,7 +32,7 @@ die() {
   tail -n 20 "$folder"/*.log >&2
   exit 1
 }
-# Seconds are for what hangs; what is asked for takes less.
+# The limits are for hangs; every step takes less.
 patience=120
 
 serve() { # log, options
@@ -54,7 +54,7 @@ stop() { # expected status
   [ "$status" = "$1" ] || die "the server ended with $status, not with $1"
 }
 
-# When it is gone, so are its locks: the next one wants them.
+# Waits until it has ended, because the next one needs its locks.
 kill_osd() {
   local process
   process=$(cat "$cluster/osd.0.pid")
@@ -85,7 +85,7 @@ guest=
 stop 0
 step "$kills kills of the OSD"
 
-# The server is killed: its guest goes on with the next one, which breaks the dead one's lock.
+# The server is killed: its guest continues with the next one, which breaks the dead one's lock.
 serve server --image "$a" --socket-path "$folder/a.sock" --num-queues 2 --break-lock
 "$program" guest verify --socket-path "$folder/a.sock" --queues 2 --reconnect --seconds $((kills * 2 + 2)) >"$folder/guest.log" 2>&1 &
 guest=$!
@@ -101,7 +101,7 @@ guest=
 stop 0
 step "$kills kills of the server"
 
-# A disk comes and goes in the sandbox; then there is no monitor, which is no other disk's matter.
+# A disk is added and removed in the sandbox; then the monitor is gone, which must not affect other disks.
 truncate -s 16M "$folder/file"
 serve added --blk-file "$folder/file" --socket-path "$folder/file.sock" --control "$folder/control" --allow-rbd \
   --allow-path "$cluster"
@@ -115,12 +115,12 @@ if ctl add "image=$b" "socket-path=$folder/b.sock" >"$folder/ctl.log" 2>&1; then
 adding=$!
 "$program" guest verify --socket-path "$folder/file.sock" --bytes 1M >"$folder/guest.log" 2>&1 || die "the other disk suffers"
 wait "$adding"
-grep -q "does not answer" "$folder/ctl.log" || die "the sentence is another one"
+grep -q "does not answer" "$folder/ctl.log" || die "the error is another one"
 stop 0
 resume
 step "disks added"
 
-# The cluster never comes back: the end waits for what is in flight, and no longer.
+# The cluster never comes back: the server ends after its drain timeout.
 serve gone --image "$a" --socket-path "$folder/a.sock" --num-queues 2 --drain-timeout 2
 "$program" guest verify --socket-path "$folder/a.sock" --queues 2 --seconds 60 >"$folder/guest.log" 2>&1 &
 guest=$!
@@ -129,6 +129,6 @@ kill_osd
 sleep 1
 began=$SECONDS
 stop 75
-[ $((SECONDS - began)) -lt 20 ] || die "the end took $((SECONDS - began)) s"
+[ $((SECONDS - began)) -lt 20 ] || die "the server took $((SECONDS - began)) s"
 grep -q "abandoned, because the medium does not answer" "$folder/gone.log" || die "nothing is said of what was abandoned"
 step "a cluster that is gone"

@@ -1,22 +1,23 @@
 #!/usr/bin/env bash
 # Installs the Debian packages this project needs, only those that are missing.
 #
-#   Scripts/setup.sh [build] [test] [guest] [qemu] [counts] [bench]   (build and guest when none is named)
+#   Scripts/setup.sh [build] [test] [guest] [qemu] [counts] [bench]   (build and guest by default)
 #
-# build    what the Swift package links against
-# test     what unit tests drive and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD servers
+# build    libraries that the Swift package links against
+# test     programs that unit tests use and compare with: a Python driver, loop devices, strace, qemu-storage-daemon, NBD
+# servers
 #          and certificates for them
-# guest    what boots and checks a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
-# qemu     a guest in QEMU besides
-# zoned    a guest that knows disks with zones, besides those two
-# ovmf     OVMF as a guest, and what makes a disk for it
-# ceph     a Ceph cluster to try images in it (Scripts/ceph.sh)
-# counts   what counts the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
-# package  what makes a Debian package and a tarball (packaging/build.sh)
-# package-test  what tries these in a bare Debian (Scripts/package-test.sh)
-# docs     what makes HTML of the documents (Scripts/book.py)
+# guest    programs that boot and check a real Linux guest (Scripts/guest): user-mode Linux and tools for filesystems
+# qemu     also a guest in QEMU
+# zoned    also a guest that supports zoned disks
+# ovmf     OVMF as a guest, and tools to make a disk for it
+# ceph     a Ceph cluster for tests of its images (Scripts/ceph.sh)
+# counts   programs that count the cost of a request and of its pieces (Scripts/counts.py, Scripts/instructions.py)
+# package  programs that make a Debian package and a tarball (packaging/build.sh)
+# package-test  programs that try these in a bare Debian (Scripts/package-test.sh)
+# docs     programs that make HTML from the documents (Scripts/book.py)
 # peers    other back-ends, for their conformance reports (Scripts/conform-peers.sh)
-# bench    what the benchmarks compare with and draw with (Scripts/bench)
+# bench    programs that the benchmarks compare with and draw with (Scripts/bench)
 set -euo pipefail
 
 declare -A groups=(
@@ -63,6 +64,6 @@ fi
 
 echo "setup: installing ${missing[*]}"
 export DEBIAN_FRONTEND=noninteractive
-# A bare machine has no package lists, an old one has lists of packages that are gone.
+# A bare machine has no package lists, and an old one's are outdated.
 apt-get update -qq
 apt-get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null

@@ -1,16 +1,16 @@
 #!/usr/bin/python3
-"""One disk of a process lies on a medium that stops answering: the other disk must not notice, and SIGTERM must end the process.
+"""One disk of a process is on a medium that stops answering: the other disk must not notice, and SIGTERM must end the process.
 
-    Scripts/silent-medium.py                    every engine that such an image can have
-    Scripts/silent-medium.py --engine sync      one of them
+    Scripts/silent-medium.py                    every engine for such an image
+    Scripts/silent-medium.py --engine sync      only this one
 
 The medium is a file of Tests/Programs/silent-fuse.py, which answers until it is switched to silence. While a request hangs,
 the other disk of the same `serve` connects, answers GET_FEATURES, reads and stops, several times, also after the silent disk's
 front-end has disconnected. SIGTERM then ends the process within its --drain-timeout, with status 75. The times are printed; the only limit
 is the one that means "hung".
 
-A request that a FUSE server holds cannot be taken back, so whatever happens to this script, the file system's own process
-fails what it holds.
+A request that a FUSE server holds cannot be cancelled, so whatever happens to this script, the file system's own process
+fails the requests that it holds.
 """
 import argparse
 import contextlib
@@ -51,7 +51,7 @@ class Fuse:
             pass
 
     def end(self):
-        """Fails what hangs."""
+        """Fails the hanging requests."""
         self.process.stdin.close()
         self.process.wait()
 
@@ -65,7 +65,7 @@ class Disk(Frontend):
         self.submitted = 0
 
     def submit(self):
-        # Always another block: what was read before is in the page cache, and no medium is asked for it again.
+        # Always another block: blocks that were read before are in the page cache, and do not reach the medium.
         sector = (4096 + 1024 * self.submitted) % (SIZE // 512)
         os.pwrite(self.file, struct.pack("<IIQ", 0, 0, sector), self.HEADER)
         chain = [(self.HEADER, 16, 1, 1), (self.DATA, 512, 3, 2), (self.STATUS, 1, 2, 0)]
@@ -92,7 +92,7 @@ class Disk(Frontend):
             raise RuntimeError(f"a read ended with status {status}")
 
     def stop(self):
-        """GET_VRING_BASE: the back-end stops the queue and says where."""
+        """GET_VRING_BASE: the back-end stops the queue and returns its position."""
         self.send(11, struct.pack("<II", 0, 0))
         answer = self.socket.recv(20, socket.MSG_WAITALL)
         if struct.unpack("<II", answer[12:]) != (0, self.submitted):
@@ -100,7 +100,7 @@ class Disk(Frontend):
 
 
 def visit(path):
-    """What the other disk's front-end does. Returns the seconds of the slowest step."""
+    """Acts as the other disk's front-end. Returns the seconds of the slowest step."""
     slowest, began = 0.0, time.monotonic()
 
     def step():
@@ -122,7 +122,7 @@ def visit(path):
 
 
 def state(process):
-    """R, S, D, Z …, or nothing when it is gone."""
+    """R, S, D, Z …, or nothing if it has ended."""
     with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
         return file.read().rpartition(")")[2].split()[0]
     return ""
@@ -161,7 +161,7 @@ def attempt(program, engine, direct):
 
         began = time.monotonic()
         server.send_signal(signal.SIGTERM)
-        # Where the kernel itself waits for the medium, the process stays a zombie until the medium has failed; its own part is
+        # If the kernel itself waits for the medium, the process stays a zombie until the medium has failed; its own part is
         # over when its first thread is.
         while server.poll() is None and state(server.pid) not in ("Z", "X", ""):
             if time.monotonic() - began > HUNG:
@@ -180,7 +180,7 @@ def attempt(program, engine, direct):
         print(os.pread(log.fileno(), 1 << 16, 0).decode(errors="replace"), flush=True)
         return False
     finally:
-        # The medium first: before it has failed, a process that waits for it cannot be ended.
+        # The medium first: until it has failed, a process that waits for it cannot be ended.
         if fuse:
             fuse.end()
         if server and server.poll() is None:

@@ -5,10 +5,10 @@
     Scripts/soak.py 5 --only kills            only one exercise
     Scripts/soak.py 5 --seed 7 --report FILE  the same moments again (as far as a machine repeats itself)
 
-A third of the kills strikes a server that is just recovering from the one before. These servers are a test build, which can be
+A third of the kills hits a server that is recovering from the previous one. These servers are a test build, which can be
 told at which place between two stores to end; VMM_BLK_TEST names another than the debug build of this folder.
 
-Each exercise is made of rounds, and each round has a seed of its own, which follows from --seed and its number: a round that
+Each exercise is made of rounds, and each round has its own seed, derived from --seed and its number: a round that
 failed can be run again alone with --only EXERCISE --round N. The report is JSON: seed, commit, date, and for each exercise
 its rounds, its counts and what went wrong. Status 1: something did.
 """
@@ -34,8 +34,8 @@ from many import Frontend  # noqa: E402
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
 TEST_PROGRAM = os.environ.get("VMM_BLK_TEST", os.path.join(ROOT, ".build/debug/vmm-blk"))
-HUNG = 300  # seconds after which what has to come counts as hung
-IMAGE_LOCKED = 66  # the status of a server whose image the kernel still holds for the one before it
+HUNG = 300  # seconds after which any wait counts as hung
+IMAGE_LOCKED = 66  # the status of a server whose image the kernel still keeps locked for the previous one
 
 
 class Failure(Exception):
@@ -51,7 +51,7 @@ class Server:
         self.process = None
 
     def start(self, ends_at=None):
-        """Returns when it listens. With a place to end at it is a test build, which ends there by SIGKILL, or has ended already."""
+        """Returns when it listens. With a place to end at it is a test build, which ends there by SIGKILL, maybe before that."""
         program, environment = PROGRAM, None
         if ends_at:
             program, environment = TEST_PROGRAM, dict(os.environ, VMM_BLK_KILL_AT=ends_at)
@@ -62,13 +62,13 @@ class Server:
                 return
             status = self.process.wait()
             if ends_at and status == -signal.SIGKILL:
-                return  # a guest that waits can be faster than its first word
+                return  # a waiting guest may be served before its first line is read
             if status != IMAGE_LOCKED:
                 raise Failure(f"a server ended with status {status} instead of listening")
         raise Failure("the image stays locked")
 
     def kill(self):
-        """SIGKILL, and gone."""
+        """Sends SIGKILL, and waits."""
         ended = self.process.poll()
         if ended is not None:
             raise Failure(f"the server ended by itself with status {ended}")
@@ -77,7 +77,7 @@ class Server:
         self.process.stdout.close()
 
     def ends(self, seconds):
-        """Whether it ends by itself before so many seconds are over, as it was told to."""
+        """Whether it ends by itself within that many seconds, as it was told to."""
         try:
             status = self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -88,13 +88,13 @@ class Server:
         return True
 
     def state(self):
-        """For a report: whether it lives, and its last words."""
+        """For a report: its status, and its last output."""
         with open(self.log.name, encoding="utf-8", errors="replace") as log:
             words = " / ".join(log.read().splitlines()[-4:])
         return f"the server's status: {self.process.poll()}; its last words: {words}"
 
     def stop(self):
-        """As an operator would; or at once, after a failure."""
+        """Stops it as an operator would; or at once, after a failure."""
         if self.process is None or self.process.poll() is not None:
             return None
         self.process.send_signal(signal.SIGTERM)
@@ -106,7 +106,7 @@ class Server:
 
 
 class Guest:
-    """`vmm-blk guest verify --reconnect`, and how far it is."""
+    """`vmm-blk guest verify --reconnect`, and its progress."""
 
     def __init__(self, folder, seed, seconds, options, reconnects=True):
         self.command = [
@@ -136,7 +136,7 @@ class Guest:
             self.moved.notify_all()
 
     def wait_for(self, answers, limit):
-        """Until so many requests are answered, the guest has ended, or it is `limit` on the monotonic clock."""
+        """Waits until that many requests are answered, the guest has ended, or the monotonic clock reaches `limit`."""
         with self.moved:
             return self.moved.wait_for(lambda: self.answered >= answers or self.is_over, max(limit - time.monotonic(), 0))
 
@@ -156,7 +156,7 @@ ENGINES = ["uring", "sync", "threads", "mapped", "aio", "cached"]
 
 
 def guest_options(chance):
-    """Of `guest verify`: a guest of any shape."""
+    """Random options of `guest verify`."""
     options = ["--queues", str(chance.choice([1, 1, 2, 4])), "--depth", str(chance.choice([1, 4, 16, 32]))]
     options += ["--length", "16M", "--largest", "64k"]
     return options + [word for word in ("--no-indirect", "--no-event-index", "--poll") if chance.random() < 0.4]
@@ -176,7 +176,7 @@ def dies_recovering(server, guest, place):
 
 
 def kills(chance, folder, seconds, keeps_records):
-    """One guest, and as many kills as the time allows; a third of them strikes in the recovery from the one before."""
+    """One guest, and as many kills as the time allows; a third of them during the recovery from the previous one."""
     engine = chance.choice(["uring", *ENGINES])
     options = guest_options(chance)
     if keeps_records:
@@ -189,7 +189,7 @@ def kills(chance, folder, seconds, keeps_records):
     guest = None
     try:
         server.start()
-        # Before the guest's own end, whenever that began: the last kill is followed by work, and by the last look.
+        # Ends before the guest does: the last kill is followed by more requests, and by the final verification.
         limit = time.monotonic() + 0.8 * seconds
         guest = Guest(folder, chance.getrandbits(32), seconds, options)
         while True:
@@ -200,14 +200,14 @@ def kills(chance, folder, seconds, keeps_records):
             server.kill()
             counts["kills"] += 1
             while 3 * counts["kills in recovery"] < counts["kills"] and time.monotonic() < limit:
-                # Its successor, at any of the first places, or also at one of many.
+                # Its successor, at one of the first places, or at any of many.
                 counts["kills in recovery"] += dies_recovering(server, guest, 1 + chance.randrange(chance.choice([2, 8, 40])))
                 counts["kills"] += 1
                 if guest.is_over:
                     break
             server.start()
             if chance.random() < 1 / 8:
-                # Somewhere between its first word and its first answer.
+                # Somewhere between its first line and its first answer.
                 before = guest.answered
                 time.sleep(chance.random() * chance.choice([0.002, 0.006, 0.02]))
                 server.kill()
@@ -243,7 +243,7 @@ def in_order(chance, folder, seconds):
 
 
 def takeovers(chance, folder, seconds):
-    """One guest, and one server after the other that takes over from the one before."""
+    """One guest, and servers that take over from each other."""
     engine = chance.choice(ENGINES)
     options = guest_options(chance)
     with open(f"{folder}/disk", "wb") as file:
@@ -255,7 +255,7 @@ def takeovers(chance, folder, seconds):
     try:
         server.start()
         limit = time.monotonic() + 0.8 * seconds
-        # It does not connect again: one that lost its connection has failed.
+        # It does not reconnect: a lost connection is a failure.
         guest = Guest(folder, chance.getrandbits(32), seconds, [*options, "--report-pauses", "0.5"], reconnects=False)
         while guest.wait_for(guest.answered + 10 * chance.randint(1, 30), limit) and not guest.is_over:
             before, seen = server, len(guest.pauses)
@@ -293,21 +293,21 @@ def guest_case(name, **environment):
 
 
 def real_guest(chance, folder, seconds):
-    """Linux in QEMU with fio, killed as often as fits into the time a boot takes: ten at a go."""
+    """Linux in QEMU with fio, killed ten times per boot."""
     del folder, seconds
     guest_case("qemu-killed", KILLS="10", SEED=str(chance.getrandbits(15)))
     return collections.Counter({"kills": 10})
 
 
 def migrations(chance, folder, seconds):
-    """Linux in QEMU with fio, moved between two back-ends: ten times."""
+    """Linux in QEMU with fio, migrated between two back-ends ten times."""
     del chance, folder, seconds
     guest_case("qemu-migrated", MIGRATIONS="10")
     return collections.Counter({"migrations": 10})
 
 
 def power_failures(chance, folder, seconds):
-    """Images that a power failure could leave; and a mistake in the device, which has to be found."""
+    """Images that a power failure could leave; and a planted mistake in the device, which has to be found."""
     del seconds
     counts = collections.Counter()
     command = [PROGRAM, "verify-crash", "--json", "--folder", folder, "--seed", str(chance.getrandbits(32))]
@@ -332,7 +332,7 @@ MISTAKES = ("no-flush", "flush-too-soon", "wrong-file", "toggle-ignored", "answe
 
 
 def faults(chance, folder, seconds):
-    """A verified workload while the medium does all that can be repaired."""
+    """A verified workload while faults are injected that can be handled."""
     del seconds
     engine = chance.choice(ENGINES)
     rules = ["any:eintr:rate=0.05", "any:eagain:rate=0.005", "read:short:rate=0.2", "write:short:rate=0.2",
@@ -357,7 +357,7 @@ def faults(chance, folder, seconds):
 
 
 class Holdings:
-    """What a process has."""
+    """The resources of a process."""
 
     def __init__(self, process):
         place = f"/proc/{process}"
@@ -369,13 +369,13 @@ class Holdings:
             self.resident = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
     def is_within(self, other):
-        # Stacks and arenas that the C library keeps for the next threads differ by a few.
+        # The C library keeps stacks and arenas for later threads, which differ by a few.
         return (self.descriptors <= other.descriptors and self.threads <= other.threads and self.maps <= other.maps + 16
                 and self.resident <= other.resident + (1 << 20))
 
 
 def front_ends(chance, folder, seconds):
-    """Front-ends that come, and go in every state; what the server has afterwards is what it had before."""
+    """Front-ends that connect, and disconnect in every state; afterwards the server has the same resources as before."""
     del seconds
     engine = chance.choice(ENGINES)
     with open(f"{folder}/disk", "wb") as file:
@@ -386,7 +386,7 @@ def front_ends(chance, folder, seconds):
     def come_and_go():
         choice = chance.randrange(5)
         if choice < 2:
-            # Some messages of the front-end's, or a part of one.
+            # Some of the front-end's messages, or part of one.
             words = b"".join(struct.pack("<III", request, 1, 0) for request in (1, 3, 15))
             with socket.socket(socket.AF_UNIX) as end:
                 end.connect(path)
@@ -400,7 +400,7 @@ def front_ends(chance, folder, seconds):
         disk.close()
 
     def settle():
-        """The one before is gone when this one is answered."""
+        """When this one is answered, the previous one is gone."""
         disk = Frontend(path, 128)
         disk.read_block()
         disk.close()
@@ -427,7 +427,7 @@ def front_ends(chance, folder, seconds):
     return collections.Counter({"front-ends": 10000})
 
 
-# name: what one round does, what it needs in seconds, what it is for.
+# name: the function of one round, its duration in seconds, its purpose.
 EXERCISES = {
     "kills": (with_records, 20, "killed and back, with in-flight records"),
     "kills-in-order": (in_order, 20, "killed and back, published in order, without records"),
@@ -448,12 +448,12 @@ def commit():
 
 
 def load(path, seed):
-    """The report to go on with, or a new one."""
+    """The report to continue, or a new one."""
     try:
         with open(path, encoding="utf-8") as file:
             report = json.load(file)
         if seed is not None and report["seed"] != seed:
-            sys.exit(f"{path} is of seed {report['seed']}: name another --report, or leave --seed out to go on with it")
+            sys.exit(f"{path} has the seed {report['seed']}: name another --report, or leave --seed out to continue it")
         return report
     except FileNotFoundError:
         return {"seed": random.getrandbits(32) if seed is None else seed, "exercises": {}}
@@ -489,10 +489,10 @@ def show_samples(name, values):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("minutes", type=float, nargs="?", default=10, help="how long (default: 10)")
-    parser.add_argument("--seed", type=int, help="what everything follows from; a random one, or that of the report")
+    parser.add_argument("--seed", type=int, help="the seed of all random choices; a random one, or the report's")
     parser.add_argument("--report", default=os.path.join(ROOT, "soak-report.json"), help="where to write the report, and to resume from it")
     parser.add_argument("--only", choices=EXERCISES, action="append", help="this exercise; again for another")
-    parser.add_argument("--round", type=int, help="this round of the exercise alone, again")
+    parser.add_argument("--round", type=int, help="repeat only this round of the exercise")
     words = parser.parse_args()
     if not os.access(PROGRAM, os.X_OK):
         sys.exit(f"there is no program {PROGRAM}: make release, or name another in VMM_BLK")

@@ -68,7 +68,7 @@ def anchor(path):
 class Module:
     def __init__(self, name, graphs):
         self.name = name
-        # Extensions of other modules' types are in files of their own.
+        # Extensions of other modules' types are in separate files.
         paths = [os.path.join(graphs, name + ".symbols.json")] + sorted(glob.glob(os.path.join(graphs, name + "@*.symbols.json")))
         if not os.path.exists(paths[0]):
             raise Failed(f"there is no {paths[0]}")
@@ -77,7 +77,7 @@ class Module:
             with open(path, encoding="utf-8") as file:
                 graph = json.load(file)
             for symbol in graph["symbols"]:
-                # The compiler gives one to every enum with raw values.
+                # The compiler adds one to every enum with raw values.
                 if symbol["pathComponents"][-1] == "init(rawValue:)" and not symbol.get("location"):
                     continue
                 self.symbols.setdefault(symbol["identifier"]["precise"], symbol)
@@ -90,7 +90,7 @@ class Module:
                     self.conforms.setdefault(relation["source"], []).append(self.symbols[relation["target"]]["pathComponents"][-1])
 
     def uncommented(self):
-        """Public declarations that a reader finds nothing about."""
+        """Public declarations without a comment."""
         return sorted(".".join(symbol["pathComponents"]) for symbol in self.symbols.values() if not self.raw(symbol))
 
     def markdown(self):
@@ -116,7 +116,7 @@ class Module:
         lines = ["", f'<a id="{anchor(path)}"></a>', "", f"## {'.'.join(path)}", "", "```swift", text(symbol.get("declarationFragments")), "```", ""]
         lines += self.comment(symbol)
         key = symbol["identifier"]["precise"]
-        # What every value has says nothing.
+        # Members that every value has are left out.
         conforms = sorted(set(self.conforms.get(key, [])) - {"Copyable", "Escapable", "SendableMetatype", "BitwiseCopyable"})
         if conforms:
             lines += ["", "Conforms to " + ", ".join(self.linked(f"`{name}`") for name in conforms) + "."]
@@ -132,7 +132,7 @@ class Module:
 
     @staticmethod
     def place(symbol):
-        """In the order of the source; what has no place there comes last."""
+        """The order in the source; symbols without a position come last."""
         location = symbol.get("location")
         return (location["uri"], location["position"]["line"]) if location else ("~", 0)
 
@@ -141,11 +141,11 @@ class Module:
 
     def raw(self, symbol):
         comment = symbol.get("docComment", {})
-        # What the standard library says about the requirements of its protocols says nothing about ours.
+        # The standard library's comments on protocol requirements do not describe this project's declarations.
         return [line["text"] for line in comment.get("lines", [])] if comment.get("module", self.name) in MODULES else []
 
     def comment(self, symbol):
-        # A parameter, or what is returned, may stand behind a sentence.
+        # A parameter or a return value may follow a sentence.
         return [re.sub(r"(?<=[.;:]) - (?=(?:Parameters?|Returns|Throws)\b)", "\n\n- ", self.linked(line)) for line in self.raw(symbol)]
 
     def summary(self, symbol):
@@ -187,7 +187,7 @@ def write(folder, graphs, plain):
     return [os.path.join(folder, name + (".md" if plain else ".html")) for name in MODULES]
 
 
-# The pages of the book have the same. Long lines are wrapped, but drawings are scrolled where the window is narrow.
+# The book's pages use the same style. Long lines are wrapped, but drawings are scrolled where the window is narrow.
 STYLE = """:root{color-scheme:light dark}
 html,body{background:#fdfdfd;color:#222}body{max-width:58rem;margin:2rem auto;padding:0 1rem;font:16px/1.5 sans-serif}
 pre,pre.sourceCode{background:#f5f6f8!important;padding:.7rem;overflow-x:auto!important;font-size:12px;line-height:1.3}

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes a Debian package and a tarball of vmm-blk, with the Swift runtime inside, in .package/. Both have the same program: a Debian
-# system has the libraries that it needs besides in its packages, the tarball brings them.
+# system has the other libraries that it needs as packages, the tarball contains them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 umask 022
@@ -11,7 +11,7 @@ version=$(sed -n 's/.*static let text = "vmm-blk \(.*\)"/\1/p' Sources/vmm-blk/V
 [ -n "$version" ] || { echo "package: Sources/vmm-blk/Version.swift says no version" >&2; exit 1; }
 date=$(date -u +%Y-%m-%d)
 if commit=$(git rev-parse --short=12 HEAD 2>/dev/null); then
-  # Two builds of one commit are the same to the byte as far as the compiler lets them.
+  # Two builds of one commit are identical, as far as the compiler permits.
   SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
   VMM_BLK_COMMIT=$(git describe --always --abbrev=12 --dirty=+ --exclude='*')
   export SOURCE_DATE_EPOCH VMM_BLK_COMMIT
@@ -22,11 +22,11 @@ if commit=$(git rev-parse --short=12 HEAD 2>/dev/null); then
 fi
 architecture=$(dpkg --print-architecture)
 
-# shellcheck disable=SC2016 # the loader's word, not the shell's
+# shellcheck disable=SC2016 # for the loader, not the shell
 swift build -c release --product vmm-blk --static-swift-stdlib --scratch-path "$build" \
   -Xlinker -rpath -Xlinker '$ORIGIN/../lib/vmm-blk'
 program=$build/release/vmm-blk
-"$program" --version | grep -qF "${VMM_BLK_COMMIT-}" || { echo "package: the program says another commit than $VMM_BLK_COMMIT" >&2; exit 1; }
+"$program" --version | grep -qF "${VMM_BLK_COMMIT-}" || { echo "package: the program shows another commit than $VMM_BLK_COMMIT" >&2; exit 1; }
 
 rm -rf "$out"
 tree=$out/tree
@@ -54,7 +54,7 @@ put 644 packaging/50-vmm-blk.json $share/qemu/vhost-user/50-vmm-blk.json
 put 644 packaging/example.json $share/doc/vmm-blk/examples/example.json
 put 644 packaging/domain.xml $share/doc/vmm-blk/examples/domain.xml
 put 644 LICENSE $share/doc/vmm-blk/copyright
-# What is linked into the program: the Swift runtime, and the packages.
+# Licences of what is linked into the program: the Swift runtime, and the packages.
 swift=$(dirname "$(dirname "$(readlink -f "$(command -v swift)")")")
 put 644 "$swift/share/swift/LICENSE.txt" $share/doc/vmm-blk/licenses/swift.txt
 for checkout in "$build"/checkouts/*; do
@@ -68,11 +68,11 @@ Scripts/book.py package "$tree/$share/doc/vmm-blk"
 gzip -9nc CHANGELOG.md >"$tree/$share/doc/vmm-blk/changelog.gz"
 install -d -m 755 "$tree/etc/vmm-blk"
 
-# What it needs of the system, as dpkg finds it out.
+# The system's packages that it needs, as dpkg determines them.
 mkdir -p "$out/shlibs/debian"
 printf 'Source: vmm-blk\n\nPackage: vmm-blk\nArchitecture: any\n' >"$out/shlibs/debian/control"
 depends=$(cd "$out/shlibs" && dpkg-shlibdeps -O -e../tree/usr/bin/vmm-blk 2>/dev/null | sed -n 's/^shlibs:Depends=//p')
-[ -n "$depends" ] || { echo "package: dpkg-shlibdeps does not say what the program needs" >&2; exit 1; }
+[ -n "$depends" ] || { echo "package: dpkg-shlibdeps does not list what the program needs" >&2; exit 1; }
 
 mkdir -p "$tree/DEBIAN"
 install -m 755 packaging/postinst packaging/prerm packaging/postrm "$tree/DEBIAN/"

@@ -9,13 +9,13 @@ from pathlib import Path
 
 
 def escape(text):
-    """Text as roff takes it for what it is."""
+    """Escapes text for roff."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return "\n".join("\\&" + line if line[:1] in (".", "'") else line for line in text.split("\n"))
 
 
 def paragraphs(text):
-    """Filled text; what is indented stays as it is."""
+    """Filled text; indented lines stay as they are."""
     lines, literal = [], False
     for line in text.split("\n"):
         if line.startswith("  ") != literal and line.strip():

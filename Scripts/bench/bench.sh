@@ -4,7 +4,7 @@
 #   Scripts/bench/bench.sh [IMAGE …]
 #
 # Without images it makes two and removes them again: one in memory, one on the disk that this directory is on.
-# Images that are named are only read.
+# Images given are only read.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -19,7 +19,7 @@ if [ $# -eq 0 ]; then
     [ -d "$place" ] && [ -w "$place" ] || continue
     image=$(mktemp "$place/vmm-blk-bench-XXXXXX.img")
     made+=("$image")
-    # Written, not only allocated: reading what was never written costs no I/O.
+    # Written, not only allocated: reading unwritten extents costs no I/O.
     head -c 512M /dev/urandom > "$image"
     sync "$image"
   done

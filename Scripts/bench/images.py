@@ -1,7 +1,7 @@
-"""The images that peers.py measures on, each with who serves it and who is held against whom.
+"""The images that peers.py measures on, each with its back-ends and the pairs to compare.
 
-An image's kind says what it is: raw files, qcow2, an NBD export, an RBD image. What a kind needs and is not there is said in
-a sentence, and the others are measured.
+The kinds are raw files, qcow2, an NBD export and an RBD image. If a kind needs something that is missing, that is reported in
+a sentence, and the other kinds are measured.
 """
 import contextlib
 import json
@@ -17,14 +17,14 @@ READS, WRITES = RANDOM[:3], RANDOM[3:]
 
 
 class Missing(Exception):
-    """What a kind needs is not here."""
+    """Something that a kind needs is missing."""
 
 
 class Subject:
-    """A back-end, or a program that goes to the medium itself.
+    """A back-end, or a program that accesses the medium directly.
 
-    family: those of one family are held against others together, by the best of them.
-    command: called with a socket, gives the words that start it. Or `fio`: called with a job, gives fio's words for it.
+    family: the best of a family is compared with others.
+    command: called with a socket, returns its command line. Or `fio`: called with a job, returns fio's arguments.
     """
 
     def __init__(self, ident, title, family, command=None, fio=None, jobs=None, environment=None):
@@ -33,10 +33,10 @@ class Subject:
 
 
 class Image:
-    """What is measured on.
+    """An image to measure on.
 
     pairs: (title, id, family or id of the other).
-    fresh: called before each measurement, where an image serves only once.
+    fresh: called before each measurement, if an image can be used only once.
     settle: called before each round of a job.
     """
 
@@ -46,7 +46,7 @@ class Image:
         self.path = path
         self.fresh = fresh or (lambda: None)
         self.settle = settle or (lambda: None)
-        # Seconds before a measurement and of it, where the usual ones would use the image up.
+        # Seconds before and during a measurement, if the usual ones would use the image up.
         self.times = times
 
     def turn(self, job):
@@ -54,7 +54,7 @@ class Image:
 
 
 class Bench:
-    """What the kinds are made from: the options, and a stack that ends what was begun."""
+    """Makes the images: has the options, and a stack that cleans up."""
 
     def __init__(self, options, stack):
         self.options, self.stack = options, stack
@@ -66,7 +66,7 @@ class Bench:
         self.stack.callback(shutil.rmtree, path, ignore_errors=True)
         return path
 
-    # Who serves.
+    # Back-ends.
 
     def ours(self, *flags):
         return lambda socket: [self.vmm_blk, "serve", "--socket-path", socket, *flags]
@@ -92,10 +92,10 @@ class Bench:
                 "cache": {"direct": direct}, **more}
 
     def qemus(self, nodes, aios):
-        """QEMU with and without a thread of its own for I/O.
+        """QEMU with and without an iothread.
 
-        nodes: called with a way of I/O, gives the nodes.
-        aios: (name, way of I/O, direct or not).
+        nodes: called with an I/O mode, returns the nodes.
+        aios: (name, I/O mode, direct or not).
         """
         found = []
         for name, aio, direct in aios:
@@ -110,7 +110,7 @@ class Bench:
 # Raw files.
 
 def written(path, size, sync=True):
-    """A file full of bytes, all of them there."""
+    """A fully written file."""
     block = os.urandom(1 << 20)
     with open(path, "wb") as file:
         for _ in range(size >> 20):
@@ -121,8 +121,8 @@ def written(path, size, sync=True):
 
 
 def settled(path, cached):
-    """The state that every subject of a round should find: on the disk, and in the cache if that is what is measured (direct
-    writes throw it out of there)."""
+    """The state in which every subject of a round should find the file: on the disk, and cached if that is measured (direct
+    writes evict it)."""
     def settle():
         with open(path, "rb", buffering=0) as file:
             os.fsync(file.fileno())
@@ -132,7 +132,7 @@ def settled(path, cached):
 
 
 def fio_of_file(path, direct):
-    # By default fio throws the file out of the page cache first, for itself and for the next run.
+    # By default fio evicts the file from the page cache first, for itself and for the next run.
     return lambda job: [f"--filename={path}", "--ioengine=io_uring", f"--direct={int(direct)}",
                         f"--size={os.path.getsize(path)}", "--allow_file_create=0", "--invalidate=0"]
 
@@ -221,7 +221,7 @@ def qcow2(bench, wanted):
                 below = node["node-name"]
             return chain
         aios = [("io_uring-cache", "io_uring", False), ("threads-cache", "threads", False), ("io_uring", "io_uring", True)]
-        # What bypasses the page cache of a disk is another medium than what does not.
+        # With and without the page cache of a disk are two different media.
         return bench.qemus(nodes, aios if where == "tmpfs" else aios[:2])
 
     against = [("qcow2: vmm-blk / best of QEMU", "vmm-qcow2", "qemu")]
@@ -238,11 +238,11 @@ def qcow2(bench, wanted):
             yield Image(
                 ident, f"a qcow2 image on {place}, all of it allocated", bench.size,
                 [Subject("vmm-qcow2", "vmm-blk, qcow2", "ours", ours(path)),
-                 # What a qcow2 image is read and written with: plain calls on the page cache.
+                 # How a qcow2 image is read and written: synchronous calls, through the page cache.
                  Subject("vmm-raw", "vmm-blk, raw, --engine sync", "raw", raws(flat, "--engine", "sync")),
                  *qemus(path, where=where)],
                 [("vmm-blk: qcow2 / raw", "vmm-qcow2", "vmm-raw"), *against], jobs=RANDOM, path=path, settle=settle)
-        # An image that is written to for the first time serves once, and not for long.
+        # An image for first writes serves only once, and not for long.
         ident, path = f"qcow2-first-{where}", f"{folder}/empty.qcow2"
         if wanted(ident):
             yield Image(
@@ -286,7 +286,7 @@ def qcow2(bench, wanted):
                 [("vmm-blk: three backing files / none", "vmm-chain", "vmm-qcow2"),
                  ("qcow2: vmm-blk / best of QEMU", "vmm-chain", "qemu")], jobs=READS, path=names[-1])
     if wanted("qcow2-1tib-tmpfs"):
-        # Tables for all of it, and holes for clusters, which are read like others.
+        # Full tables, with holes as clusters, which are read like others.
         large, small = f"{memory}/large.qcow2", f"{memory}/small.qcow2"
         made("-o", "preallocation=metadata", large, "1T")
         made("-o", "preallocation=metadata", small, str(bench.size))
@@ -321,7 +321,7 @@ def nbd(bench, wanted):
 
 
 def rbd(bench, wanted):
-    """An image of a cluster in memory, held against fio's engine for librbd, which is nothing but the library."""
+    """An image of a cluster in memory, compared with fio's engine for librbd, which uses only the library."""
     if not wanted("rbd"):
         return
     for program in ("ceph-mon", "ceph-osd", "rbd"):
@@ -352,9 +352,9 @@ NAMES = ["tmpfs", "ext4-direct", "ext4-cache", "qcow2-tmpfs", "qcow2-first-tmpfs
 
 
 def make(options, missing):
-    """The images that were asked for, one after the other; what a kind needs is there until the next kind begins.
+    """The requested images, one after the other; what a kind needs is kept until the next kind begins.
 
-    missing: gets a sentence for each kind that cannot be measured here.
+    missing: receives a sentence for each kind that cannot be measured here.
     """
     for kind, images in KINDS.items():
         def wanted(ident, kind=kind):

@@ -1,12 +1,12 @@
 #!/usr/bin/python3
-"""Measures vmm-blk against what else one can install, in one interleaved run.
+"""Measures vmm-blk against other back-ends that can be installed, in one interleaved run.
 
     peers.py                             raw files
-    peers.py --images qcow2,nbd,rbd      images of these kinds (images.py says which there are)
+    peers.py --images qcow2,nbd,rbd      images of these kinds (images.py lists them)
 
-Every back-end serves the same image on a vhost-user socket, pinned to one processor, and is driven by the same client,
-`vmm-blk bench`, pinned to another. fio goes to the image directly. Each round measures all subjects one after the other,
-beginning with another one each time; figures are medians of the rounds and ratios are formed within a round.
+Every back-end serves the same image on a vhost-user socket, pinned to one CPU, and is driven by the same client,
+`vmm-blk bench`, pinned to another. fio accesses the image directly. Each round measures all subjects one after the other,
+starting with a different one each time; figures are medians of the rounds, and ratios are formed within a round.
 """
 import argparse
 import contextlib
@@ -54,14 +54,14 @@ def served(words, socket, cpu):
 
 
 def peak(process):
-    """The most memory that a process had so far, MiB; its own, without what it shares with files."""
+    """The peak of a process's private memory, MiB, without mapped files."""
     with open(f"/proc/{process.pid}/status", encoding="ascii") as file:
         fields = dict(line.split(":", 1) for line in file)
     return int(fields["RssAnon"].split()[0]) / 1024
 
 
 def seconds(image, options):
-    """Before a measurement, and of it."""
+    """Duration of the ramp, and of a measurement."""
     return image.times or (options.ramp, options.runtime)
 
 
@@ -103,7 +103,7 @@ def bench(subject, image, job, options, directory):
 
 
 def ratios(results, image):
-    """Of each pair of the image, by the other's best; each within a round."""
+    """Of each pair of the image, against the best of the other family; each within a round."""
     def of(subject, job, key):
         return {r["round"]: r[key] for r in results
                 if (r["subject"], r["image"], r["job"]) == (subject, image.id, job) and r.get(key)}
@@ -131,7 +131,7 @@ def ratios(results, image):
 
 
 def command_words(subject):
-    """How a back-end is started: its engine, set-up and way of waiting are among the words."""
+    """A back-end's command line, with its engine, set-up and waiting mode."""
     return " ".join(subject.command("SOCKET")) if subject.command else None
 
 
@@ -141,7 +141,7 @@ def processor():
 
 
 def commit():
-    """Of the sources that this script lies in."""
+    """The commit of this script's repository."""
     done = subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), "rev-parse", "--short=12", "HEAD"],
                           capture_output=True, text=True, check=False)
     return done.stdout.strip() or None
@@ -238,7 +238,7 @@ def main():
         "images": [], "jobs": [], "results": [], "ratios": [], "kernel": platform.release(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S %z"), "load": f"{os.getloadavg()[0]:.2f}",
         "processor": processor(), "processors": os.cpu_count(), "commit": commit(),
-        "method": f"Medians of {options.rounds} interleaved rounds of {options.runtime} s; back-ends and fio on processor "
+        "method": f"Medians of {options.rounds} interleaved rounds of {options.runtime} s; back-ends and fio on CPU "
                   f"{options.backend_cpu}, the client on {options.client_cpu}; {options.size} MiB images.",
     }
     with contextlib.closing(images.make(options, missing)) as made, \

@@ -6,7 +6,7 @@
 
 One rule for all of them: bars begin at zero on a linear axis, rates over many orders of magnitude are points on a logarithmic
 one; a subject has the same colour everywhere; title and conditions are on the picture; whiskers are the rounds, all of them;
-what moves no data (null) stands apart from what reaches a medium.
+what moves no data (null) is separate from what reaches a medium.
 
 Needs matplotlib (Debian: python3-matplotlib; Scripts/setup.sh bench installs it).
 """
@@ -27,7 +27,7 @@ matplotlib.rcParams.update({
 })
 import matplotlib.pyplot as plot  # noqa: E402
 
-# A subject's colour and marker, wherever it is drawn: engines of the laboratory and of peers.py have the same.
+# A subject's colour and marker, wherever it is drawn: the laboratory's engines and those of peers.py have the same.
 STYLES = {
     "vmm-auto": ("#0072B2", "o"), "vmm-sleep": ("#56B4E9", "s"), "vmm-busy": ("#003F6B", "D"),
     "uring": ("#009E73", "o"), "mapped": ("#44AA99", "^"), "cached": ("#332288", "v"), "aio": ("#882255", "P"),
@@ -103,9 +103,9 @@ def rate_bars(axes, subjects, rates):
 
 
 def panels(title, conditions, subjects, jobs, rates):
-    """A panel for each job with a linear axis of its own, the same subjects in the same order in all.
+    """A panel for each job with its own linear axis, and the same subjects in the same order.
 
-    `subjects` are pairs of id and title, `rates(id, job)` every round's requests a second.
+    `subjects` are pairs of id and title, `rates(id, job)` every round's requests per second.
     """
     columns = min(4, len(jobs))
     rows = -(-len(jobs) // columns)
@@ -125,7 +125,7 @@ def panels(title, conditions, subjects, jobs, rates):
 
 
 def peers(report, image, nulls=False):
-    """Requests a second of everybody on one image; with `nulls` of those that move no data."""
+    """Requests per second of all subjects on one image; with `nulls`, of those that move no data."""
     found = [r for r in report["results"] if r["image"] == image["id"]]
     subjects = [(s["id"], s["title"]) for s in image.get("subjects", report.get("subjects", []))
                 if is_null(s["id"]) == nulls and any(r["subject"] == s["id"] for r in found)]
@@ -219,7 +219,7 @@ def bars(report, groups, nulls=False):
     most = max([point.get("limit") or 0 for _, point in rows])
     rate.set_xlim(0, max(rate.get_xlim()[1], most * 1.05))
     cost.set_yticks(range(len(rows)), names)
-    cost.set_xlabel("processor microseconds for each request")
+    cost.set_xlabel("CPU time per request, microseconds")
     rate.set_xlabel("requests a second; red: limit")
     figure.tight_layout()
     head(figure, f"What a request costs at depth {depth}" + named(report),
@@ -228,7 +228,7 @@ def bars(report, groups, nulls=False):
 
 
 def distribution(report):
-    """What share of requests takes longer than what."""
+    """The share of requests that take longer than each latency."""
     figure, axes = plot.subplots(figsize=(9, 4.6))
     depth = report["mainDepth"]
     for number, row in enumerate(engines(report)):
@@ -272,7 +272,7 @@ def main():
         elif "rows" in report:
             save(curves(report), folder, "paths-curves")
         else:
-            sys.exit(f"plots.py: {path} is none of the files that this draws")
+            sys.exit(f"plots.py: {path} is not a file that this script can draw")
 
 
 if __name__ == "__main__":

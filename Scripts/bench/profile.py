@@ -1,10 +1,10 @@
 #!/usr/bin/python3
-"""Shows what a back-end's processor does while it is driven as fast as it goes: perf samples, by kind and by function.
+"""Shows where a back-end's CPU time goes at full speed: perf samples, by kind and by function.
 
     Scripts/bench/profile.py [--cases "tmpfs randread 4k QD32" …]
 
-Every case is served and driven as in peers.py, on images that are made for it. Waiting for the disk is no sample: `busy` says
-what part of the time the back-end was on its processor at all.
+Every case is served and driven as in peers.py, on images that are made for it. Waiting for the disk is not sampled: `busy` is
+the part of the time in which the back-end was on its CPU at all.
 """
 import argparse
 import contextlib

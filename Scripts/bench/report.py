@@ -1,9 +1,9 @@
 #!/usr/bin/python3
-"""Draws what `vmm-blk bench` measured: one HTML file, readable offline.
+"""Draws the results of `vmm-blk bench` into one HTML file that can be read offline.
 
     report.py OUTPUT.html FILE.json …
 
-A file is that of a laboratory (`bench --paths --output DIR` writes DIR/paths.json), of peers.py, or any results in fio's
+A file is a laboratory's (`bench --paths --output DIR` writes DIR/paths.json), of peers.py, or any results in fio's
 structure (`bench --output-format=json+`, or fio's own).
 
 Needs matplotlib (Debian: python3-matplotlib; Scripts/setup.sh bench installs it). The plots are SVG inside the page.
@@ -96,7 +96,7 @@ def paths(report):
                       f"{', in memory' if conditions['inMemory'] else ''}"),
             ("holes", f"{100 * holes / conditions['imageSize']:.0f} % of the image: reading them costs no I/O, so its rates "
                       "are not the medium's" if holes else None),
-            ("rows use", f"where they do not ask about it: engine {conditions.get('engine', 'auto')}, set-up "
+            ("rows use", f"unless they say otherwise: engine {conditions.get('engine', 'auto')}, set-up "
                          f"{conditions.get('setup', 'of the default')}, waiting {conditions.get('waiting', 'as the default')}"),
             ("measured", f"{rounds} interleaved round{'' if rounds == 1 else 's'} of {conditions['slice']} s a row; medians"),
             ("machine", f"{conditions['processors']} × {conditions['processor']}, Linux {conditions['kernel']}, load before "
@@ -238,7 +238,7 @@ def main():
         elif report.get("jobs"):
             parts.append(results(path, report))
         else:
-            sys.exit(f"report.py: {path} is none of the files that this draws")
+            sys.exit(f"report.py: {path} is not a file that this script can draw")
     page = ("<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
             f"<title>vmm-blk bench</title><style>{STYLE}</style><body>{''.join(parts)}</body></html>")
     with open(sys.argv[1], "w", encoding="utf-8") as file:

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Boots one guest on vhost-user-blk sockets that are already served, runs
-# scenarios in it and says by its exit code what the guest reported:
-# 0 every scenario is ok, 1 one failed or did not report, 124 time was up.
+# scenarios in it, and reports the guest's result in its exit code:
+# 0 every scenario is ok, 1 one failed or did not report, 124 timeout.
 #
 #   boot.sh --socket PATH --scenarios NAME[,NAME…] [options]
 #   boot.sh --socket PATH --shell [options]
 #
-# SIGTERM ends guest and script at once, as if the power went.
+# SIGTERM ends guest and script at once, as if power were cut.
 set -euo pipefail
 
 usage() {
@@ -49,7 +49,7 @@ done
 [ "$shell" = yes ] || [ -n "$scenarios" ] || usage
 [ "$shell" = no ] || scenarios=shell
 
-# fio brings 80 MB of libraries; only those who use it wait for them.
+# fio needs 80 MB of libraries; only scenarios that use it load them.
 initramfs=initramfs.cpio
 if [[ $fio == yes || $scenarios == *fio* || $shell == yes ]]; then fio=yes initramfs=initramfs-fio.cpio; fi
 words+=("scenarios=$scenarios")
@@ -63,7 +63,7 @@ stop() {
   wait 2>/dev/null
   rm -rf "$scratch"
 }
-# The guest leads a group: user-mode Linux is a process for each of its own.
+# The guest leads a process group: user-mode Linux has a process for each of its own.
 cut_power() {
   [ -z "$machine" ] || kill -KILL -- "-$machine" 2>/dev/null || kill -KILL "$machine" 2>/dev/null || true
 }
@@ -72,7 +72,7 @@ trap 'exit 129' HUP
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# A path that is made absolute, because user-mode Linux runs in another folder.
+# Makes a path absolute, because user-mode Linux runs in another folder.
 absolute() { case $1 in /*) echo "$1" ;; *) echo "$PWD/$1" ;; esac; }
 
 # --- the guests: each fills `command` and `folder`
@@ -81,8 +81,8 @@ uml_guest() {
   local socket
   [ -n "$memory" ] || { [ $fio = yes ] && memory=512 || memory=192; }
   folder=$cache/uml
-  # The kernel's own memory is a file, which the back-end maps. Where that is too small or must not hold programs, the
-  # scratch folder does.
+  # The kernel's own memory is a file, which the back-end maps. If /dev/shm is too small or must not hold programs, the
+  # scratch folder is used.
   local shm=/dev/shm room
   room=$(df --output=avail -m "$shm" 2>/dev/null | tail -n 1 || true)
   if [ ! -w "$shm" ] || [ "${room:-0}" -lt $((memory + 256)) ] || findmnt -n -o OPTIONS -T "$shm" | grep -qw noexec; then
@@ -108,7 +108,7 @@ qemu_guest() {
     -nodefaults -nic none -vga none -display none)
   [ $reboot = yes ] || command+=(-no-reboot)
   if [ "$iommu" != none ]; then
-    # Before every device that it translates for. Interrupts it leaves alone.
+    # Before every device that it translates for. It does not remap interrupts.
     command+=(-device "intel-iommu,intremap=off${iommu:+,$iommu}")
     device+=,iommu_platform=on,disable-legacy=on
     words+=(intel_iommu=on)
@@ -117,14 +117,14 @@ qemu_guest() {
     socket=$(absolute "${sockets[number]}")
     port=''
     if [ "$iommu" != none ]; then
-      # ATS is a capability of a PCI Express function, which one on the root bus is not.
+      # ATS is a capability of PCI Express functions, and those on the root bus are not.
       command+=(-device "pcie-root-port,id=port$number,slot=$((number + 1))")
       port=,bus=port$number
     fi
     command+=(-chardev "socket,id=disk$number,path=$socket$chardev"
       -device "vhost-user-blk-pci,chardev=disk$number,num-queues=$queues$port$device")
   done
-  # An emulator that does not get its processor in time looks to the kernel like a broken timer, and the kernel panics.
+  # If the emulator does not get its CPU in time, the kernel takes that for a broken timer and panics.
   command+=(-append "console=ttyS0 quiet panic=-1 no_timer_check ${words[*]}")
   if [ "$shell" = yes ]; then command+=(-serial mon:stdio); else command+=(-serial stdio -monitor none); fi
 }
@@ -139,10 +139,10 @@ if [ "$shell" = yes ]; then
   exit
 fi
 
-# A log that is left from another run would answer for this one.
+# A log left by another run would be taken for this one's.
 if [ "$log" = /dev/null ]; then log=$scratch/console; else log=$(absolute "$log"); fi
 : >"$log"
-# The hypervisor's own words have a file of their own: on the console they would split a line of the guest.
+# The hypervisor's messages go to a separate file: on the console they would split the guest's lines.
 words_of_host=$log.hypervisor
 : >"$words_of_host"
 
@@ -162,7 +162,7 @@ timeout "$timeout" tail -s 0.1 --pid="$machine" -f /dev/null &
 wait $! || status=$?
 [ $status -eq 0 ] || cut_power
 [ $status -eq 124 ] || { status=0 && wait "$machine" || status=$?; } 2>/dev/null
-# What a guest leaves in its group is nothing of use.
+# Ends whatever the guest has left in its group.
 cut_power
 machine=''
 kill -KILL -- "-$guard" 2>/dev/null || true
@@ -176,7 +176,7 @@ explain() {
     echo "boot: and what $guest said:" >&2
     tail -n 20 "$words_of_host" >&2
   fi
-  # Last, because the last line of a log is the first one that is read.
+  # Last, because the last line of a log is read first.
   echo "boot: $*" >&2
 }
 

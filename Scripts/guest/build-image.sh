@@ -8,8 +8,8 @@
 #   qemu/vmlinuz              Debian's cloud kernel, downloaded but not installed
 #   zoned/vmlinuz             Debian's kernel 6.12, which knows disks with zones; downloaded but not installed
 #
-# User-mode Linux is a program that is installed, with its modules.
-# Does nothing when what these are made from has not changed.
+# User-mode Linux is an installed program, with its modules.
+# Does nothing if the inputs have not changed.
 # To move to a newer kernel, delete .guest/ and run this again.
 set -euo pipefail
 
@@ -31,7 +31,7 @@ mkdir -p "$cache"
 # Guests may be started from several shells at once; only one of them builds.
 exec 9>"$cache/lock"
 flock 9
-# What a build left that was interrupted.
+# What an interrupted build left.
 rm -rf "$cache"/fetch.* "$cache"/tree.*
 
 # --- kernels and their modules, in the order in which they are inserted: each needs those before it
@@ -51,7 +51,7 @@ fetch_uml() {
   for module in $modules_uml; do cp "$tree/kernel/$module.ko" "$cache/uml/modules/"; done
 }
 
-# The folder of the modules that fit the installed kernel, which says its release.
+# The folder of the modules that fit the installed kernel, which prints its release.
 uml_tree() {
   local tree
   tree=/usr/lib/uml/modules/$(linux.uml --version | tail -n 1)
@@ -64,7 +64,7 @@ fetch_kernel() { # guest, meta package
   [ ! -e "$cache/$kind/vmlinuz" ] || return 0
   scratch=$(mktemp -d "$cache/fetch.XXXXXX")
 
-  # The meta package names the current kernel. Without package lists it is unknown.
+  # The meta package names the current kernel. Without package lists the name is unknown.
   package=$(find_kernel_package "$meta")
   if [ -z "$package" ]; then
     apt-get update -qq
@@ -76,7 +76,7 @@ fetch_kernel() { # guest, meta package
   }
 
   echo "build-image: downloading $package"
-  # Lists that are older than the mirror name packages that are gone.
+  # Outdated lists name packages that the mirror no longer has.
   (cd "$scratch" && apt-get download -qq "$package" 2>/dev/null) || {
     apt-get update -qq
     package=$(find_kernel_package "$meta")
@@ -93,27 +93,27 @@ fetch_kernel() { # guest, meta package
     [ ! -e "$module.xz" ] || xz -d "$module.xz"
     cp "$module" "$cache/$kind/modules/"
   done
-  # The kernel last: it stands for a complete download.
+  # The kernel comes last: it marks a complete download.
   mv "$scratch/x/boot/vmlinuz-$release" "$cache/$kind/vmlinuz"
   rm -rf "$scratch"
 }
 
 find_kernel_package() { # meta package
-  # apt-cache fails when it knows no such package, and nothing is the answer then.
+  # apt-cache fails if it does not know the package; the result is then empty.
   { apt-cache depends "$1" 2>/dev/null || true; } | sed -n 's/^ *Depends: \(linux-image-[0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
 # --- programs
 
-# /sbin is not in everybody's PATH.
+# /sbin is not in every user's PATH.
 program() {
   PATH=$PATH:/usr/sbin:/sbin command -v "$1" || { echo "build-image: no program $1" >&2; exit 1; }
 }
 
-# Programs that busybox has not, or has with fewer options.
+# Programs that busybox lacks, or has with fewer options.
 base_programs() { # guest
   for name in mke2fs e2fsck resize2fs dd fallocate split; do program "$name"; done
-  # An emulated processor takes too long to unpack what it does not use.
+  # An emulated CPU takes too long to unpack what it does not use.
   [ "$1" != uml ] || for name in mkfs.xfs xfs_repair mkfs.btrfs btrfs dmsetup; do program "$name"; done
   [ "$1" != zoned ] || for name in blkzone mkfs.btrfs btrfs truncate; do program "$name"; done
 }
@@ -146,7 +146,7 @@ copy_programs() { # tree, programs…
   with_libraries "$@" | while read -r file; do
     cp -L --parents "$file" "$tree"
   done
-  # Wherever this machine keeps them, the guest has them in one directory.
+  # Wherever they are on this machine, the guest has them in one directory.
   for file in "$@"; do
     [ -e "$tree/usr/bin/${file##*/}" ] || mv "$tree$file" "$tree/usr/bin/"
   done
@@ -171,12 +171,12 @@ build_initramfs() { # guest
   cp -r "$here/scenarios" "$tree/base/guest/"
   install -m 755 "$here/init" "$tree/base/init"
 
-  # A driver of its own, without libraries.
+  # A separate driver, without libraries.
   [ "$1" != qemu ] || gcc -static -O2 -Wall -o "$tree/base/usr/bin/queue-reset" "$here/queue-reset.c"
 
   copy_programs "$tree/fio" "$(program fio)"
 
-  # Not compressed: an emulated processor takes longer to unpack than to read.
+  # Not compressed: an emulated CPU takes longer to unpack than to read.
   # The kernel accepts archives one after the other.
   archive "$tree/base" "$cache/$1/initramfs.cpio"
   archive "$tree/fio" "$tree/fio.cpio"

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Debian's kernel in QEMU: what needs more than one queue, PCI, the features that QEMU can take away, or a front-end that
-# connects again. QEMU emulates the processor. Sourced by test.sh, in the order in which the cases run.
+# Debian's kernel in QEMU: cases that need more than one queue, PCI, features that QEMU can turn off, or a front-end that
+# reconnects. QEMU emulates the CPU. Sourced by test.sh, in the order in which the cases run.
 
-# What serves our PCI function.
+# The program that serves this project's PCI function.
 proxy=${PCI_PROXY:-$root/.build/release/pci-proxy}
 
 qemu() { in_guest --guest qemu --socket "$work/socket" "$@"; }
@@ -22,7 +22,7 @@ qemu_io_case() { # queues, expected features, options of boot.sh
 }
 
 case_qemu-queues-2() { qemu_io_case 2 28,29,32; }
-# A driver takes no more queues than there are processors.
+# A driver uses no more queues than there are CPUs.
 case_qemu-queues-4() { qemu_io_case 4 28,29,32 --processors 4; }
 case_qemu-legacy() { qemu_io_case 2 28,29,!32 --legacy; }
 case_qemu-no-event-idx() { qemu_io_case 2 28,!29,32 --event-idx off; }
@@ -30,8 +30,9 @@ case_qemu-no-indirect() { qemu_io_case 2 !28,29,32 --indirect off; }
 case_qemu-no-event-idx-no-indirect() { qemu_io_case 2 !28,!29,32 --event-idx off --indirect off; }
 case_qemu-ring-of-1024() { qemu_io_case 2 28,29,32 --queue-size 1024; }
 
-# Our PCI function instead of QEMU's: its accesses come through x-pci-proxy-dev, which delivers no interrupts here, so the
-# kernel looks for them at every tick. SeaBIOS looks at the disk first.
+# This project's PCI function instead of QEMU's: its accesses come through x-pci-proxy-dev, which delivers no interrupts here,
+# so
+# the kernel polls for them at every tick. SeaBIOS reads the disk first.
 qemu_pci_case() { # registers, expected features, where the accesses go, scenario, queues
   [ "$SERVER" = vmm-blk ] || die "only vmm-blk has a PCI function"
   [ -x "$proxy" ] || die "build it first: swift build -c release --product pci-proxy"
@@ -49,8 +50,9 @@ case_qemu-pci-queue-reset() {
 }
 case_qemu-pci-transitional() { qemu_pci_case pci-transitional 28,29,32 "BAR 4"; }
 
-# A disk with zones under a kernel that knows them. QEMU 7.2's own vhost-user-blk does not pass the feature on, our PCI function
-# needs nobody who does. The second guest meets another process, which has the zones from their file.
+# A zoned disk under a kernel that supports zones. QEMU 7.2's own vhost-user-blk does not pass the feature on, this project's
+# PCI
+# function does not depend on that. The second guest meets another process, which reads the zones' state from their file.
 zoned_guest() { # scenario, words of the kernel's command line
   "$python" "$guest/pci.py" --timeout "$hung" --kernel "$root/.guest/zoned" --initramfs initramfs-fio.cpio --memory 768 \
     --zoned host-managed,zone-size=8M,zone-capacity=6M,conventional=4,max-open=10,max-active=12 \
@@ -67,7 +69,7 @@ case_zoned-linux() {
   zoned_guest zoned-again report="$(told zones)"
 }
 
-# OVMF's driver: a FAT disk with a script for its shell, which copies a file and turns the machine off.
+# OVMF's driver: a FAT disk with a script for its shell, which copies a file and powers the machine off.
 firmware=/usr/share/ovmf/OVMF.fd
 ovmf_disk() {
   [ -e "$firmware" ] && command -v mformat >/dev/null || die "install them first: Scripts/setup.sh ovmf"
@@ -113,7 +115,7 @@ case_qemu-ovmf-pci() {
   done
 }
 
-# The other format of a ring. QEMU offers it only when asked.
+# The other ring format. QEMU offers it only on request.
 packed=(--device packed=on)
 case_qemu-packed() { qemu_io_case 2 28,29,32,34 "${packed[@]}"; }
 case_qemu-packed-ring-of-1024() { qemu_io_case 2 28,29,32,34 "${packed[@]}" --queue-size 1024; }
@@ -133,8 +135,9 @@ qemu_filesystem_case() { # options of boot.sh
 case_qemu-filesystem() { qemu_filesystem_case; }
 case_qemu-packed-filesystem() { qemu_filesystem_case "${packed[@]}"; }
 
-# A driver behind an IOMMU: 33 is ACCESS_PLATFORM. Strict, the kernel takes each buffer back as soon as it has been used.
-# QEMU tells a vhost back-end of all that is taken back only with device-iotlb=on there, and ats=on at the disk, behind a root port.
+# A driver behind an IOMMU: 33 is ACCESS_PLATFORM. In strict mode, the kernel unmaps each buffer as soon as it has been used.
+# QEMU tells a vhost back-end of all unmapped ranges only with device-iotlb=on there, and ats=on for the disk, behind a root
+# port.
 behind_iommu=(--features default,access_platform)
 qemu_iommu_case() { # expected features, options of boot.sh
   local expect=$1
@@ -165,13 +168,13 @@ case_qemu-packed-reboot() { qemu_reboot_case "${packed[@]}"; }
 qemu_sigterm_case() { # options of boot.sh
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues 2
-  # More blocks than time for them: the guest never comes to an end.
+  # More blocks than there is time for: the guest never finishes.
   guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --scenarios numbered "${write_back[@]}" --set blocks=8000 \
     "$@"
   wait_for_acks 100
   stop_server
   [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
-  # What was acknowledged is on its way to the log.
+  # The last acknowledgements may not have reached the log yet.
   sleep 1
   cut_guests
   check_blocks 100
@@ -198,10 +201,10 @@ qemu_restart_case() { # options of boot.sh
 }
 
 case_qemu-restart() { qemu_restart_case; }
-# The front-end has the records of what is in flight, and no index in memory to go by.
+# The front-end has the in-flight records, and no index in memory to go by.
 case_qemu-packed-restart() { qemu_restart_case "${packed[@]}"; }
 
-# Killed, not stopped: what was in flight is in the records that QEMU keeps. KILLS says how often.
+# Killed, not stopped: requests in flight are in the records that QEMU keeps. KILLS is the number of kills.
 qemu_killed_case() { # options of boot.sh
   local kills=${KILLS:-3} count beats=0 engines=(threads uring) try
   RANDOM=${SEED:-1}
@@ -210,11 +213,11 @@ qemu_killed_case() { # options of boot.sh
   guest_on "$console" --guest qemu --socket "$work/socket" --queues 2 --reconnect 1 --fio --scenarios killed "${write_back[@]}" \
     --set beats=$((10 * kills)) "$@"
   for count in $(seq "$kills"); do
-    # It goes on: something was written since the last time.
+    # Waits until something was written since the last kill.
     wait_until "the guest's disk answers after kill $((count - 1))" has_beaten $((beats + 2))
     sleep "$((RANDOM % 2)).$((RANDOM % 10))"
     beats=$(beats)
-    # With luck several requests are at the disk, and done in another order.
+    # Probably several requests are in flight, and complete out of order.
     for try in {1..200}; do ! is_at_disk || break; done
     kill_server
     start_server "$work/disk" "$work/socket" --num-queues 2 --engine "${engines[count % 2]}"
@@ -231,18 +234,19 @@ case_qemu-packed-killed() { qemu_killed_case "${packed[@]}"; }
 case_qemu-resized() { resized_case --guest qemu "${write_back[@]}"; }
 case_qemu-packed-resized() { resized_case --guest qemu "${write_back[@]}" "${packed[@]}"; }
 
-# The same on two queues; QEMU's records of what is in flight go along.
+# The same on two queues; QEMU's in-flight records are handed over.
 case_qemu-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}"; }
 case_qemu-packed-taken-over() { taken_over_case 2 --guest qemu --queues 2 "${write_back[@]}" "${packed[@]}"; }
 
-# Moved while it writes: what the back-end puts into its memory meanwhile has to be copied, too. MIGRATIONS says how often.
-# To be named: QEMU 7.2's emulated processors lose a store of theirs in a migration now and then, also without any back-end.
+# Migrated while it writes: memory that the back-end writes meanwhile has to be copied, too. MIGRATIONS is the number of
+# migrations.
+# Runs only if named: QEMU 7.2's emulated CPUs sometimes lose one of their stores in a migration, even without any back-end.
 qemu_migrated_case() { # options of vhost-user-blk-pci
   local migrations=${MIGRATIONS:-2}
   [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
   empty_disk "$work/disk" 192M
   : >"$console"
-  # A process of its own, so that it ends together with this script.
+  # A separate process, so that it ends together with this script.
   "$python" "$guest/migrate.py" --folder "$work" --disk "$work/disk" --console "$console" --migrations "$migrations" \
     --set beats=$((6 * migrations)) --device "$1" --server-options "--num-queues 2 $VMM_BLK_OPTIONS" >&2 &
   guest_pids+=($!)
@@ -254,19 +258,20 @@ qemu_migrated_case() { # options of vhost-user-blk-pci
 case_qemu-migrated() { qemu_migrated_case ''; }
 case_qemu-packed-migrated() { qemu_migrated_case packed=on; }
 
-# Several of the server's threads wait for the disk.
+# Whether several of the server's threads wait for the disk.
 is_at_disk() { [ "$(cat "/proc/$server_pid/task/"*/stat 2>/dev/null | sed 's/.*) //' | grep -c '^D')" -ge 2 ]; }
 
 # The whole system is on an image of a Ceph cluster, and so survives the machine that serves it: the server is killed, and another
-# process goes on from the records that QEMU keeps. It breaks the lock of the dead one, which the cluster then refuses for good;
-# the last one breaks nothing, and waits until the cluster has noticed by itself. KILLS says how often.
+# process continues from the records that QEMU keeps. It breaks the dead server's lock, and the cluster then refuses that one
+# forever;
+# the last one breaks no lock, and waits until the cluster has noticed by itself. KILLS is the number of kills.
 case_qemu-rbd() {
   local kills=${KILLS:-3} count beats=0 need options=() cluster image
   [ "$SERVER" = vmm-blk ] || die "the back-ends that this case starts are ours"
   for need in ceph-mon ceph-osd ceph rbd; do
     command -v "$need" >/dev/null || { skip "$need is not installed (Scripts/setup.sh ceph)"; return 0; }
   done
-  # Its OSD makes everything stable: where it costs no disk. It goes with this process.
+  # Its OSD makes everything stable, so it is in memory if possible. It ends with this process.
   cluster=$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo "$work")/guest-cluster.XXXXXX")
   STORE=bluestore "$root/Scripts/ceph.sh" start "$cluster" $BASHPID
   image="rbd:rbd/root?conf=$cluster/ceph.conf"
@@ -296,10 +301,10 @@ case_qemu-rbd() {
   (cd "$work/files/work" && md5sum -c --quiet manifest) || die "the image holds other files than the guest wrote"
 }
 
-# What guests boot from memory, as a file system of its own.
+# The system that guests boot from memory, as a file system.
 make_system() { # file, size
   mkdir "$work/tree"
-  # Two archives, one behind the other: the second begins where the first has been read to.
+  # Two archives, one after the other: the second begins where reading the first has stopped.
   (cd "$work/tree" && cpio -idu --quiet && cpio -idu --quiet) <"$root/.guest/qemu/initramfs-fio.cpio"
   empty_disk "$1" "$2"
   mkfs.ext4 -q -F -d "$work/tree" "$1"

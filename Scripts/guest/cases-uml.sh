@@ -1,18 +1,18 @@
 # shellcheck shell=bash
-# User-mode Linux: a kernel that is an ordinary process and speaks vhost-user itself. One processor and one queue,
+# User-mode Linux: a kernel that is an ordinary process and speaks vhost-user itself. One CPU and one queue,
 # real speed. Sourced by test.sh, in the order in which the cases run.
 
 uml() { in_guest --guest uml "$@"; }
 
 # Feature bits as the guest names them in `expect`: 28 indirect descriptors, 29 event index, 32 virtio 1, 34 packed rings.
-# This kernel drives packed rings wherever they are offered, so all of these guests do, except in the cases named split and where
-# VMM_BLK_OPTIONS says --no-feature ring_packed.
+# This kernel uses packed rings wherever they are offered, so all of these guests do, except in the cases named split and if
+# VMM_BLK_OPTIONS contains --no-feature ring_packed.
 ring() { if [ "$SERVER" = qsd ] || [[ $VMM_BLK_OPTIONS == *ring_packed* ]]; then echo '!34'; else echo 34; fi; }
 
 uml_io_case() { # queues of the device
   empty_disk "$work/disk" 64M
   start_server "$work/disk" "$work/socket" --num-queues "$1"
-  # This kernel has one processor, and so one queue of however many there are.
+  # This kernel has one CPU, and so uses one queue of however many there are.
   uml --socket "$work/socket" --scenarios io --set queues=1 --set "expect=28,29,32,$(ring)"
   stop_server
 }
@@ -53,12 +53,12 @@ case_uml-split-ext4() {
 }
 case_uml-xfs() { uml_filesystem_case xfs 512M --; }
 case_uml-btrfs() { uml_filesystem_case btrfs 512M --; }
-# Engines that are ours alone; reads are copies, and what is written comes back through them.
+# Engines that only this project has; reads are copies, and written data is read back through them.
 case_uml-ext4-cached() { uml_filesystem_case ext4 256M --engine cached -- --engine uring; }
 case_uml-xfs-mapped() { uml_filesystem_case xfs 512M --engine mapped -- --engine sync; }
 case_uml-btrfs-threads() { uml_filesystem_case btrfs 512M --engine threads -- --engine aio; }
 
-# Every write, discard and flush of a filesystem, in order, on a second disk; replayed it must give the first.
+# A second disk logs every write, discard and flush of a filesystem, in order; replaying the log must reproduce the first.
 case_uml-log-writes() {
   empty_disk "$work/data" 96M
   empty_disk "$work/log" 1G
@@ -69,8 +69,9 @@ case_uml-log-writes() {
     die "the log of writes does not give the disk"
 }
 
-# One server after the other, on engines in turn, while fio writes and checks: these guests do not connect again, so a connection
-# that is lost is a failure. TAKEOVERS says how often.
+# Servers take over from each other, with engines in turn, while fio writes and verifies: these guests do not reconnect, so a
+# lost
+# connection is a failure. TAKEOVERS is the number of takeovers.
 taken_over_case() { # queues, options of boot.sh
   local takeovers=${TAKEOVERS:-5} count engines=(uring threads mapped sync) queues=$1
   shift
@@ -79,7 +80,7 @@ taken_over_case() { # queues, options of boot.sh
   start_server "$work/disk" "$work/socket" --control "$work/control" --engine uring --num-queues "$queues"
   guest_on "$console" --socket "$work/socket" --fio --scenarios killed --set beats=$((2 * takeovers)) "$@"
   for count in $(seq "$takeovers"); do
-    # It goes on: something was written since the last time.
+    # Waits until something was written since the last takeover.
     wait_until "the guest's disk answers after takeover $((count - 1))" has_beaten $((2 * count - 1))
     take_over "$work/control" "$work/disk" "$work/socket" --engine "${engines[count % 4]}" --num-queues "$queues"
   done
@@ -119,22 +120,22 @@ case_uml-block-4096() {
   e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
 }
 
-# The server goes in order under load: what it acknowledged is in the image.
+# The server is stopped under load: what it acknowledged is in the image.
 case_uml-sigterm() {
   empty_disk "$work/disk" 128M
   start_server "$work/disk" "$work/socket" --num-queues 2
-  # More blocks than time for them: the guest never comes to an end.
+  # More blocks than there is time for: the guest never finishes.
   guest_on "$console" --guest uml --socket "$work/socket" --fio --scenarios numbered --set blocks=16000 --set load=yes
   wait_for_acks 300
   stop_server
   [ "$SERVER" = qsd ] || [ ! -e "$work/socket" ] || die "the server left its socket behind"
-  # What was acknowledged is on its way to the log.
+  # The last acknowledgements may not have reached the log yet.
   sleep 1
   cut_guests
   check_blocks 300
 }
 
-# This kernel does not connect again; a second guest on a second server finds what the first wrote.
+# This kernel does not reconnect; a second guest on a second server finds what the first one wrote.
 case_uml-restart() {
   empty_disk "$work/disk" 64M
   local round
@@ -149,7 +150,7 @@ case_uml-restart() {
   done
 }
 
-# The power is cut under a filesystem, three times at once; the server stays and takes the next guest of each disk.
+# Power is cut under a filesystem, three times at once; the server stays and takes the next guest of each disk.
 case_uml-power-cut() {
   local fs
   for fs in ext4 xfs btrfs; do empty_disk "$work/$fs" 512M; done
@@ -160,7 +161,7 @@ case_uml-power-cut() {
   for fs in ext4 xfs btrfs; do wait_for_acks 150 "$console-$fs"; done
   cut_guests
   for fs in ext4 xfs btrfs; do
-    # Numbers are said in order; a line that was cut short is no promise.
+    # Numbers are printed in order; an incomplete line does not count.
     guest_on "$console-$fs-again" --guest uml --socket "$work/$fs.socket" --scenarios fsynced-check --set fs=$fs \
       --set acked="$(($(last_ack "$console-$fs") + 1))"
   done
@@ -168,9 +169,9 @@ case_uml-power-cut() {
   stop_server
 }
 
-# The power is cut at any moment that there was: images of what may be left, by the record of what reached the disk.
+# Power is cut at any moment: images of what may be left, made from the record of what reached the disk.
 case_uml-power-cuts() {
-  # The filesystem, and behind it a sector with the number that was synced last.
+  # The filesystem, followed by a sector with the number that was synced last.
   empty_disk "$work/base" 33M
   mkfs.ext4 -q -F "$work/base" 32M
   cp "$work/base" "$work/disk"
@@ -200,7 +201,7 @@ case_uml-many() {
   "$python" "$guest/check-blocks.py" "$work/numbered" "$console-numbered" 1000 || die "the image lacks blocks that were acknowledged"
 }
 
-# For minutes at the speed of the machine, with every way that Linux has to ask for I/O.
+# For minutes at full speed, with all of Linux's I/O interfaces.
 case_uml-fio() {
   empty_disk "$work/disk" 1G
   start_server "$work/disk" "$work/socket" --num-queues 2
@@ -208,8 +209,9 @@ case_uml-fio() {
   stop_server
 }
 
-# An operator at work while fio writes and checks: the disk is paused and goes on, is flushed, looked at, and another one comes and goes
-# beside it. PAUSES says how often.
+# An operator at work while fio writes and verifies: the disk is paused, resumed, flushed and inspected, and another one is
+# added and
+# removed beside it. PAUSES is the number of pauses.
 case_uml-operated() {
   local pauses=${PAUSES:-5} count ctl=("$VMM_BLK" ctl --control "$work/control")
   [ "$SERVER" = vmm-blk ] || die "the operator's socket is ours"
@@ -218,7 +220,7 @@ case_uml-operated() {
   start_server "$work/disk" "$work/socket" --control "$work/control" --metrics "$work/metrics"
   guest_on "$console" --socket "$work/socket" --fio --scenarios killed --set beats=$((2 * pauses)) --guest uml
   for count in $(seq "$pauses"); do
-    # It goes on: something was written since the last time.
+    # Waits until something was written since the last pause.
     wait_until "the guest's disk answers after pause $((count - 1))" has_beaten $((2 * count - 1))
     "${ctl[@]}" pause "$work/socket" >&2
     "${ctl[@]}" flush "$work/socket" >&2
@@ -227,7 +229,7 @@ case_uml-operated() {
     "${ctl[@]}" resume "$work/socket" >&2
     "${ctl[@]}" add blk-file="$work/other" socket-path="$work/other.socket" >&2
     "${ctl[@]}" status other.socket >"$work/status"
-    grep -q 'state  *idle' "$work/status" || die "a disk that nobody drives is not idle"
+    grep -q 'state  *idle' "$work/status" || die "a disk without a driver is not idle"
     "${ctl[@]}" remove other.socket >&2
   done
   "${ctl[@]}" metrics | grep -q 'vmm_blk_requests_total.*kind="write"} [1-9]' || die "no write was counted"
@@ -237,7 +239,7 @@ case_uml-operated() {
   check_ext4_files
 }
 
-# The operator makes the disk larger twice while Linux has its filesystem mounted: once by the image, once by the disk.
+# The operator enlarges the disk twice while Linux has its filesystem mounted: once through the image, once through the disk.
 resized_case() { # options of boot.sh
   local ctl=("$VMM_BLK" ctl --control "$work/control")
   [ "$SERVER" = vmm-blk ] || die "the operator's socket is ours"

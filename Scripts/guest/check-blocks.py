@@ -1,5 +1,5 @@
 #!/usr/bin/python3
-"""Checks that every block a guest said was written is in the disk image.
+"""Checks that every block that a guest reported as written is in the disk image.
 
 check-blocks.py IMAGE CONSOLE-LOG [MINIMUM]
 
@@ -14,7 +14,7 @@ BLOCK = 4096
 
 def main(image_path: str, log_path: str, minimum: int = 1) -> int:
     with open(log_path, "rb") as log:
-        # A line that was cut short when the guest was stopped is no promise.
+        # An incomplete line, printed when the guest was stopped, does not count.
         numbers = [int(n) for n in re.findall(rb"(?m)^ACK (\d+)[\r\n]", log.read())]
     wrong = []
     with open(image_path, "rb") as image:
@@ -26,7 +26,7 @@ def main(image_path: str, log_path: str, minimum: int = 1) -> int:
     if wrong:
         print("missing:", *wrong[:20], "…" if len(wrong) > 20 else "")
     if len(numbers) < minimum:
-        print(f"the console shows fewer than the {minimum} that were waited for")
+        print(f"the console shows fewer than the {minimum} expected")
     return 1 if wrong or len(numbers) < minimum else 0
 
 

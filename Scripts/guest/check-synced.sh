@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Judges an image of ext4 on which the scenario `fsynced` was running when the power failed: after the journal is replayed the
-# filesystem is sound, and each numbered file is whole up to the one whose number stands in sector MARK: it was written there when
-# fsync had returned, so wherever that write is left, the file has to be.
+# Checks an image of ext4 on which the scenario `fsynced` was running when power was cut: after the journal is replayed the
+# filesystem is sound, and each numbered file is complete up to the one whose number is in sector MARK. The number was written
+# there
+# after fsync had returned, so if that write is there, the file has to be.
 #
 # check-synced.sh IMAGE MARK
 set -euo pipefail
 
 image=$1 mark=$2
 
-# Status 1 says that something was put right, which after a crash is no fault.
+# Status 1 means that something was repaired, which is no error after a crash.
 repaired=0
 said=$(e2fsck -fy "$image" 2>&1) || repaired=$?
 [ $repaired -le 1 ] || { echo "e2fsck cannot repair it: $said"; exit 1; }

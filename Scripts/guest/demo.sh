@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Shows a real Linux using a disk of ours: boots it on `vmm-blk serve`,
+# Shows a real Linux using a disk of vmm-blk: boots it on `vmm-blk serve`,
 # makes a file system, writes, reads back, trims. Removes everything afterwards.
 #
 #   demo.sh [uml|qemu]

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What demo.sh and test.sh share: a working directory, disk images, the server
+# Shared by demo.sh and test.sh: a working directory, disk images, the server
 # under test and guests on it. Sourced, under `set -euo pipefail`.
 
 # The caller may have closed it.
@@ -9,13 +9,13 @@ guest=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(cd "$guest/../.." && pwd)
 python=/usr/bin/python3
 
-# The server: ours, or qemu-storage-daemon to tell our faults from the guest's.
+# The server: vmm-blk, or qemu-storage-daemon to tell its faults from the guest's.
 SERVER=${SERVER:-vmm-blk}
 VMM_BLK=${VMM_BLK:-$root/.build/release/vmm-blk}
-# More options for our server, for instance "--engine aio --direct off".
+# More options for vmm-blk, for instance "--engine aio --direct off".
 VMM_BLK_OPTIONS=${VMM_BLK_OPTIONS:-}
 
-# Seconds after which anything that is waited for counts as hung. It says nothing about speed.
+# Seconds after which any wait counts as hung. This is not a measure of speed.
 hung=${GUEST_TIMEOUT:-1200}
 
 server_pid='' guest_pids=() work=''
@@ -33,14 +33,14 @@ need_server() {
   esac
 }
 
-# A directory for images and sockets that goes, with every process of ours, when
-# the shell ends in any way. Socket paths are limited to 107 bytes and go into
-# kernels' command lines, so it is not in the repository.
+# A directory for images and sockets that is removed, with every process of this
+# script, however the shell ends. Socket paths are limited to 107 bytes and are part
+# of kernels' command lines, so it is not in the repository.
 enter_work() {
   local base=${TMPDIR:-/tmp}
   [[ ${#base} -le 60 && $base == /* && $base != *[[:space:],:]* ]] || base=/tmp
   work=$(mktemp -d "$base/vmm-blk-guest.XXXXXX")
-  # For what is started from here: a guest's memory and scratch belong to the directory, too.
+  # For child processes: a guest's memory and scratch files belong to the directory, too.
   export TMPDIR=$work
   trap leave_work EXIT
   trap 'exit 129' HUP
@@ -59,8 +59,8 @@ leave_work() {
   rm -rf "$work"
 }
 
-# Where each thread of the server and of the guests is, for those who ask why nothing went on. User-mode Linux is
-# several processes: what its kernel waits for is seen there.
+# Shows where each thread of the server and of the guests waits, to find out why nothing happens. User-mode Linux is
+# several processes, which show what its kernel waits for.
 show_threads() {
   local pid task pids=()
   for pid in $server_pid "${guest_pids[@]}"; do mapfile -t -O ${#pids[@]} pids < <(family "$pid"); done
@@ -73,7 +73,7 @@ show_threads() {
   done >&2
 }
 
-# A process and all that it started.
+# A process and all its descendants.
 family() { # pid
   local child
   echo "$1"
@@ -82,12 +82,12 @@ family() { # pid
 
 # Whether a process has ended within some seconds.
 ended() { # pid, seconds
-  # In the background and waited for: a trap runs at once then.
+  # In the background, with wait, so that a trap runs at once.
   timeout "$2" tail -s 0.1 --pid="$1" -f /dev/null &
   wait $!
 }
 
-# Waits until a command succeeds; ends with a sentence when it never does.
+# Waits until a command succeeds; fails with a message if it never does.
 wait_until() { # what is waited for, command…
   local what=$1 end=$((SECONDS + hung))
   shift
@@ -156,7 +156,7 @@ launch() { # file that says when it listens, socket, command…
   echo "server: $*" >&2
   "$@" >"$work/server-output" &
   server_pid=$!
-  # Ours says a line when it listens; the other writes its process id then.
+  # vmm-blk prints a line when it listens; the other writes its process ID.
   wait_until "the server listens on $socket" is_listening "$ready" "$socket"
 }
 
@@ -166,7 +166,7 @@ is_listening() { # ready file, socket
   return 1
 }
 
-# Asks the server to end, as an operator would. It must do so, and well.
+# Asks the server to end, as an operator would. It must end with status 0.
 stop_server() {
   local pid=$server_pid status=0
   kill -TERM "$pid" 2>/dev/null || true
@@ -176,7 +176,7 @@ stop_server() {
   [ $status -eq 0 ] || die "the server ended with status $status"
 }
 
-# Another server takes over from the one that runs, which must end well by itself.
+# Another server takes over from the current one, which must end with status 0 by itself.
 take_over() { # control socket, image, socket, options…
   local before=$server_pid control=$1 image=$2 socket=$3 status=0
   shift 3
@@ -184,9 +184,9 @@ take_over() { # control socket, image, socket, options…
   "$VMM_BLK" serve --take-over "$control" --control "$control" --blk-file "$image" --socket-path "$socket" "$@" \
     $VMM_BLK_OPTIONS >"$work/server-output.next" &
   server_pid=$!
-  wait_until "the server before ends" has_gone "$before"
+  wait_until "the previous server ends" has_gone "$before"
   wait "$before" || status=$?
-  [ $status -eq 0 ] || die "the server that was taken over from ended with status $status"
+  [ $status -eq 0 ] || die "the previous server ended with status $status"
   kill -0 "$server_pid" 2>/dev/null || die "the server that took over has ended"
 }
 
@@ -207,12 +207,12 @@ start_guest() { # options of boot.sh
   guest_pids+=($!)
 }
 
-# Waits for the verdicts of all guests; without their server there will be none.
+# Waits for the results of all guests; without their server there will be none.
 wait_guests() {
   local pid status verdict=0 left last=$((SECONDS + hung - hung / 20)) shown=no
   while [ ${#guest_pids[@]} -gt 0 ]; do
     sleep 0.1
-    # Before boot.sh takes a guest's power: then the server has nothing left to be stuck at.
+    # Before boot.sh ends a guest: after that the server has nothing left to be stuck at.
     if [ $shown = no ] && [ $SECONDS -ge $last ]; then show_threads && shown=yes; fi
     left=()
     for pid in "${guest_pids[@]}"; do
@@ -238,7 +238,7 @@ check_server() {
   die "the server ended with status $status while a guest was running"
 }
 
-# Takes the power from all guests.
+# Cuts the power of all guests.
 cut_guests() {
   local pid
   for pid in "${guest_pids[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done

@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Moves a Linux guest under load from one QEMU to another and back, each with a back-end of its own on the same image.
+"""Migrates a Linux guest under load from one QEMU to another and back, each with its own back-end on the same image.
 
     migrate.py --folder FOLDER --disk IMAGE --console FILE [--migrations N] [--scenarios killed] [--set name=value …]
 
 Two `vmm-blk serve` run all the time. The guest begins on the first; for each migration a second QEMU waits on the other
 one, takes the guest over, and the first QEMU ends. The guest's console goes to one file. Status 0: every scenario is ok.
-Each migration is one line: how long the guest stood still, and how much was copied.
+Each migration prints one line: the guest's downtime, and how much was copied.
 """
 import argparse
 import json
@@ -20,7 +20,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 PROGRAM = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk"))
-HUNG = int(os.environ.get("GUEST_TIMEOUT", "1200"))  # seconds after which what has to come counts as hung
+HUNG = int(os.environ.get("GUEST_TIMEOUT", "1200"))  # seconds after which any wait counts as hung
 
 
 class Failure(Exception):
@@ -28,7 +28,7 @@ class Failure(Exception):
 
 
 def wait_until(what, found):
-    """What is found, as soon as there is something."""
+    """Returns the result of `found` as soon as there is one."""
     limit = time.monotonic() + HUNG
     while time.monotonic() < limit:
         result = found()
@@ -39,7 +39,7 @@ def wait_until(what, found):
 
 
 class Server:
-    """A back-end that lets another one have its image, too: only one of them has a guest at a time."""
+    """A back-end that does not lock its image, because another one has it open, too: only one of them has a guest at a time."""
 
     def __init__(self, folder, name, disk, options):
         self.path = f"{folder}/{name}.socket"
@@ -66,7 +66,7 @@ class Machine:
         self.monitor_path = f"{folder}/{name}.qmp"
         memory = 512
         command = [
-            # One thread for both processors: with one each, QEMU 7.2 loses stores of theirs in a migration, also with its own
+            # One thread for both CPUs: with one each, QEMU 7.2 loses stores of theirs in a migration, even with its own
             # virtio-blk and no back-end at all.
             "qemu-system-x86_64", "-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-smp", "2", "-m", str(memory),
             "-object", f"memory-backend-memfd,id=mem,size={memory}M,share=on", "-machine", "memory-backend=mem",
@@ -83,7 +83,7 @@ class Machine:
         self.monitor = None
 
     def connect(self):
-        """To its monitor, as soon as that is there."""
+        """Connects to its monitor, as soon as that is there."""
         def attempt():
             if self.process.poll() is not None:
                 raise Failure(f"QEMU ended with status {self.process.returncode}")
@@ -102,7 +102,7 @@ class Machine:
         return self
 
     def ask(self, command, **arguments):
-        """A command's result; events are passed over."""
+        """A command's result; events are skipped."""
         self.monitor.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
         self.monitor.flush()
         while True:
@@ -125,8 +125,8 @@ class Machine:
 
 
 def move(guest, other, channel):
-    """Moves the guest, and says what that took."""
-    # Slow enough that the guest writes while its memory is copied, and what the back-end wrote to it has to be copied again.
+    """Migrates the guest. - Returns: the migration's statistics."""
+    # Slow enough that the guest writes while its memory is copied, and memory that the back-end wrote has to be copied again.
     guest.ask("migrate-set-parameters", **{"max-bandwidth": 128 << 20, "downtime-limit": 1000})
     guest.ask("migrate", uri=f"unix:{channel}")
 
@@ -148,7 +148,7 @@ def text(path):
 
 def run(options, machines, servers):
     console = open(options.console, "ab")
-    # On the console QEMU's own words would split a line of the guest.
+    # On the console QEMU's messages would split the guest's lines.
     errors = open(options.console + ".hypervisor", "ab")
     servers += [Server(options.folder, f"end{index}", options.disk, options.server_options.split()) for index in range(2)]
     words = [*options.set, f"scenarios={options.scenarios}"]
@@ -158,7 +158,7 @@ def run(options, machines, servers):
 
     def is_alive():
         if not guest.runs():
-            raise Failure("the guest ended before it was moved often enough")
+            raise Failure("the guest ended before it was migrated often enough")
         found = re.findall(r"^BEAT (\d+)$", text(options.console), re.M)
         return found and int(found[-1]) >= beats + 2 and int(found[-1])
 
@@ -169,8 +169,8 @@ def run(options, machines, servers):
         machines.append(other)
         state = move(guest, other, channel)
         print(
-            f"migration {number}: the guest stood still for {state['downtime']} ms of {state['total-time']} ms, "
-            f"{state['ram']['transferred'] >> 20} MiB were copied, memory was looked through "
+            f"migration {number}: the guest was paused for {state['downtime']} ms of {state['total-time']} ms, "
+            f"{state['ram']['transferred'] >> 20} MiB were copied, memory was scanned "
             f"{state['ram']['dirty-sync-count']} times", flush=True)
         guest.end()
         guest = other

@@ -1,16 +1,16 @@
 #!/usr/bin/env python3
-"""Lets Debian's kernel find our PCI functions among QEMU's own, and use the disk behind one of them.
+"""Lets Debian's kernel find this project's PCI functions among QEMU's own, and use the disk behind one of them.
 
     pci.py [--kvm] [--kernel FOLDER] [--zoned WORDS] PROXY pci|pci-legacy|pci-transitional IMAGE [WORD…]
     pci.py --firmware FILE PROXY pci-legacy|pci-transitional IMAGE
 
-QEMU's x-pci-proxy-dev forwards what a guest does with a function to PROXY (the program pci-proxy), which has our register
-model and a disk. It knows INTx only, and delivers that with KVM only; without --kvm the guest's kernel looks at its
-handlers at every tick (irqpoll). WORDs go to the kernel's command line. The console comes on standard output; the exit
-status is 0 when a scenario said that it is well.
+QEMU's x-pci-proxy-dev forwards what a guest does with a function to PROXY (the program pci-proxy), which has a register
+model and a disk. It knows INTx only, and delivers that with KVM only; without --kvm the guest's kernel polls its
+handlers at every tick (irqpoll). WORDs go to the kernel's command line. The console goes to standard output; the exit
+status is 0 if a scenario reported ok.
 
 With --firmware there is no kernel: the firmware (OVMF) starts what it finds on IMAGE, and the exit status is 0 when the
-machine turned itself off. QEMU sees a 64-bit BAR as one of 32 bits, and OVMF places it beyond them, so the modern function
+machine powered itself off. QEMU treats a 64-bit BAR as one of 32 bits, and OVMF places it above 4 GiB, so the modern function
 cannot be reached in this way.
 """
 import argparse, os, pathlib, socket, subprocess, sys
@@ -36,7 +36,7 @@ proxy = subprocess.Popen(
     + ([arguments.zoned] if arguments.zoned else []),
     pass_fds=[ours.fileno()])
 ours.close()
-# The line is looked at by the periodic timer, so without KVM there must be one, and nothing that replaces it.
+# The periodic timer polls the line, so without KVM it must be there, and nothing that replaces it.
 polling = [] if arguments.kvm else ["irqpoll", "nolapic", "nohpet"]
 kernel = ["console=ttyS0", "panic=-1", "pci=nomsi"] + polling + arguments.words
 accelerator = "kvm" if arguments.kvm else "tcg"

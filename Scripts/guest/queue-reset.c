@@ -1,5 +1,5 @@
-/* A driver in a process of the guest: four queues of a modern virtio-pci disk, one of which after the other is reset and
- * enabled again, with another size and elsewhere in memory, while requests are in flight on all of them (virtio 2.6.1,
+/* A driver in a process of the guest: four queues of a modern virtio-pci disk, each of which in turn is reset and
+ * enabled again, with another size and at another address, while requests are in flight on all of them (virtio 2.6.1,
  * 4.1.4.3). Linux's driver never resets a queue of a disk.
  *
  *   queue-reset /sys/bus/pci/devices/ADDRESS       no driver may be bound to it; its contents are overwritten
@@ -45,7 +45,7 @@ static double now(void) {
   return time.tv_sec + time.tv_nsec * 1e-9;
 }
 
-/* What has not happened after ten minutes never will. */
+/* A wait that takes ten minutes counts as hung. */
 #define AWAIT(condition, words)                            \
   do {                                                     \
     double limit = now() + 600;                            \
@@ -65,7 +65,7 @@ static void *map_bar(const char *folder, int bar) {
   return place;
 }
 
-/* Where the guest's physical memory has our pages. */
+/* The guest-physical addresses of this process's pages. */
 static void find_pages(void) {
   pages = mmap(NULL, sizeof addresses / 8 * PAGE, PROT_READ | PROT_WRITE,
                MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_LOCKED, -1, 0);
@@ -102,7 +102,7 @@ static void enable(int number, uint16_t size, int page, uint8_t *notify, uint32_
 static uint8_t *block_of(int number, int slot) { return queues[number].buffers + slot * 1024 + 512; }
 static volatile uint8_t *status_of(int number, int slot) { return queues[number].buffers + slot * 1024 + 16; }
 
-/* Gives a request of one block to the device, in the descriptors of its slot. */
+/* Submits a request of one block to the device, in the descriptors of its slot. */
 static void submit(int number, int slot, uint32_t type, uint64_t sector) {
   struct queue *queue = &queues[number];
   volatile struct descriptor *table = (void *)queue->ring;
@@ -127,7 +127,7 @@ static void submit(int number, int slot, uint32_t type, uint64_t sector) {
 
 static int slots(int number) { return queues[number].size / 3 < SLOTS ? queues[number].size / 3 : SLOTS; }
 
-/* All that was given to a queue comes back, and is well. */
+/* All requests submitted to a queue are answered, with OK. */
 static void settle(int number) {
   struct queue *queue = &queues[number];
   volatile uint16_t *used = (uint16_t *)(queue->ring + USED);
@@ -155,7 +155,7 @@ static void check_all(int number, int round) {
   settle(number);
   for (int slot = 0; slot < slots(number); slot++)
     for (int byte = 0; byte < 512; byte++)
-      if (block_of(number, slot)[byte] != pattern(number, slot, round)) fail("a block reads otherwise than it was written");
+      if (block_of(number, slot)[byte] != pattern(number, slot, round)) fail("a block does not read as it was written");
 }
 
 int main(int count, char **words) {
@@ -181,7 +181,7 @@ int main(int count, char **words) {
       memcpy(&multiplier, config + at + 16, 4);
     }
   }
-  if (!common_base || !notify) fail("this is no modern virtio function");
+  if (!common_base || !notify) fail("this is not a modern virtio function");
   find_pages();
 
   /* VERSION_1 is bit 32, RING_RESET bit 40. */
@@ -212,7 +212,7 @@ int main(int count, char **words) {
     REGISTER(uint16_t, 0x3a) = 1;
     AWAIT(REGISTER(uint16_t, 0x3a) == 0, "a queue's reset does not end");
     if (REGISTER(uint16_t, 0x1c) != 0) fail("a queue is enabled after its reset");
-    /* The ring that is gone is left alone. */
+    /* The old ring must not be written to. */
     uint8_t before[PAGE];
     memcpy(before, (void *)queues[reset].ring, PAGE);
     for (int number = 0; number < QUEUES; number++)

@@ -1,11 +1,11 @@
 #!/usr/bin/python3
-"""Replays a log of dm-log-writes and checks the disk that was written beside it.
+"""Replays a log of dm-log-writes and compares the result with the disk that was logged.
 
 replay-writes.py LOG DISK FOLDER MARKS
 
-The scenario `log-writes` ran an ext4 filesystem on DISK and had everything logged that DISK was asked for. Replayed into
-an empty image in FOLDER, the log must give DISK, sector by sector (what was discarded last may hold anything). At every
-flush the image must be one that e2fsck makes clean, and at "mark-N" it must hold the file that was synced then.
+The scenario `log-writes` ran an ext4 filesystem on DISK and logged every request to DISK. Replayed into
+an empty image in FOLDER, the log must give DISK, sector by sector (discarded sectors may contain anything). At every
+flush the image must be one that e2fsck can clean, and at "mark-N" it must hold the file that was synced then.
 """
 
 import collections
@@ -51,10 +51,10 @@ def run(*command):
 
 
 def check_crash(image, folder, where, number=None):
-    """The filesystem after the power was cut here."""
+    """Checks the filesystem as if power had been cut here."""
     copy, dumped = f"{folder}/crashed", f"{folder}/dumped"
     run("cp", "--sparse=always", image, copy)
-    # The journal is replayed; status 1 says that something was put right, which after a crash is no fault.
+    # The journal is replayed; status 1 means that something was repaired, which is no error after a crash.
     repaired = run("e2fsck", "-fy", copy)
     verdict = run("e2fsck", "-fn", copy)
     if repaired.returncode > 1 or verdict.returncode != 0:
@@ -63,13 +63,13 @@ def check_crash(image, folder, where, number=None):
         run("debugfs", "-R", f"dump /mark-{number} {dumped}", copy)
         with open(dumped, "rb") as file:
             if file.read() != b"".join(b"%d\n" % n for n in range(number, number + 5001)):
-                sys.exit(f"replay: at {where} the file that was synced is another")
+                sys.exit(f"replay: at {where} the synced file differs")
         os.remove(dumped)
     os.remove(copy)
 
 
 def differing(image, disk, discarded):
-    """Sectors that are not what the log says and were not discarded last."""
+    """Sectors that differ from the log, except discarded ones."""
     chunk = 1 << 20
     wrong = []
     for start in range(0, os.fstat(disk).st_size, chunk):
@@ -112,7 +112,7 @@ def main(log_path, disk_path, folder, marks):
             check_crash(replayed, folder, f"the flush of entry {number}")
             crashes += 1
     kinds = f"{len(entries)} entries, {len(flushes)} flushes, {sum(bool(e.flags & DISCARD) for e in entries)} discards"
-    # The target itself puts a last mark behind ours when it goes.
+    # The target itself adds a last mark when it is removed.
     if seen[: marks + 2] != ["made", *(f"mark-{n}" for n in range(marks)), "end"]:
         sys.exit(f"replay: the log has {kinds}, and these marks only: {seen}")
     wrong = differing(image, disk, discarded)

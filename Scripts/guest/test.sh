@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# The matrix of real guests: each case boots Linux on a server of its own and
+# The matrix of real guests: each case boots Linux with its own server and
 # checks what guest and host see.
 #
-#   test.sh            all cases, but for those that need to be named
+#   test.sh            all cases except those that have to be named
 #   test.sh uml        those of one kind of guest: uml, qemu or zoned
 #   test.sh CASE…      some of them
 #   test.sh --list     their names
 #
 # SERVER=qsd runs them against qemu-storage-daemon, VMM_BLK=PATH against another
-# build of ours. The log of each case is in .guest/logs/.
+# build of it. The log of each case is in .guest/logs/.
 set -euo pipefail
 
 # shellcheck source=Scripts/guest/lib.sh
@@ -29,13 +29,13 @@ guest_on() { # console, options of boot.sh
   start_guest --log "$@"
 }
 
-told() { tr -d '\r' <"$console" | sed -n "s/^.*INFO $1 //p" | tail -n 1; } # a word the guest told
+told() { tr -d '\r' <"$console" | sed -n "s/^.*INFO $1 //p" | tail -n 1; } # a value that the guest printed
 sum_of() { md5sum <"$1" | cut -d ' ' -f 1; }
 blocks_of() { stat -c %b "$1"; } # of 512 bytes, that the image occupies
 zero_range() { cmp -s <(tail -c +$(($2 + 1)) "$1" | head -c "$3") <(head -c "$3" /dev/zero); }
 same_range() { cmp -s <(tail -c +$(($3 + 1)) "$1" | head -c "$4") <(tail -c +$(($3 + 1)) "$2" | head -c "$4"); }
 
-# What the scenario `filesystem` wrote on ext4, as the host's own tools see it in the image.
+# Checks the files of the scenario `filesystem` on ext4 with the host's own tools, in the image.
 check_ext4_files() {
   e2fsck -fn "$work/disk" || die "the host's e2fsck finds the image damaged"
   mkdir "$work/files"
@@ -61,7 +61,7 @@ discard_case() { # options of boot.sh
   # What remains: 32 MiB untouched, and of the trimmed 64 a file of 4 and the
   # filesystem's own blocks. Either discard alone would leave more than 64.
   [ "$after" -le $((48 * 2048)) ] || die "the host did not get its blocks back"
-  same_range "$work/disk" "$work/before" $((64 * mib)) $((32 * mib)) || die "bytes changed that nobody discarded"
+  same_range "$work/disk" "$work/before" $((64 * mib)) $((32 * mib)) || die "bytes changed that were not discarded"
   e2fsck -fn "$work/disk" || die "the trim damaged the filesystem"
 }
 
@@ -83,7 +83,7 @@ check_blocks() { # minimum
   "$python" "$guest/check-blocks.py" "$work/disk" "$console" "$1" || die "the image does not hold what the guest says it wrote"
 }
 
-# Waits until the guest has said so many writes done.
+# Waits until the guest has acknowledged that many writes.
 wait_for_acks() { # number, console
   wait_until "$1 writes are done" has_acks "$1" "${2:-$console}"
 }
@@ -95,7 +95,7 @@ has_acks() { # number, console
   return 1
 }
 
-# A wait for a word of a guest that is gone would never end.
+# Waiting for output of a guest that has ended would never end.
 check_guests() { # what is waited for
   local pid
   for pid in "${guest_pids[@]}"; do
@@ -103,7 +103,7 @@ check_guests() { # what is waited for
   done
 }
 
-# What a guest that works without an end says now and then.
+# The progress that an endless guest prints.
 beats() { tr -d '\r' <"$console" | sed -n 's/^BEAT //p' | tail -n 1; }
 
 has_beaten() { # number
@@ -115,7 +115,7 @@ has_beaten() { # number
   return 1
 }
 
-# The last line may be one that the guest is in the middle of.
+# The last line may be incomplete.
 acks() { tr -d '\r' <"$1" | sed -n '$!s/^ACK \([0-9]*\)$/\1/p'; } # console
 last_ack() { acks "$1" | tail -n 1; }
 
@@ -139,7 +139,7 @@ case ${1:-} in
   ;;
 esac
 
-# What depends on more than us and the guest: see the case.
+# Cases that depend on more than the server and the guest: see the case.
 named_only=$'qemu-migrated\nqemu-packed-migrated\nqemu-ovmf\nqemu-ovmf-pci\nqemu-pci\nqemu-pci-legacy\nqemu-pci-queue-reset\nqemu-pci-transitional\nqemu-rbd'
 
 names=()
@@ -167,7 +167,7 @@ run_case() { # name
   "case_$1"
 }
 
-# What a person needs who sees nothing but this output: the server's log and the ends of the consoles.
+# For readers who have nothing but this output: the server's log and the ends of the consoles.
 show_failure() { # name
   local file
   echo "--- $1.log"
@@ -180,22 +180,22 @@ show_failure() { # name
   echo "---"
 }
 
-# For a case that returns because something is missing here that is nobody's fault.
+# For a case that returns because something is not installed.
 skip() { echo "SKIP: $*" >&2; }
 
-# The last verdict in a log; what follows it is only processes being ended.
+# The last result in a log; what follows it is only the clean-up.
 reason() {
   local verdict
   verdict=$(sed -n -e 's/^FAIL: //p' -e 's/^boot: //p' "$1" | tail -n 1)
   echo "${verdict:-see there}"
 }
 
-# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, the engines are ours, and so is
+# Cases that qemu-storage-daemon cannot pass: its library knows no legacy devices, and the engines are vmm-blk's, and so is
 # a server of many disks.
 beyond_qsd=" qemu-legacy uml-split uml-split-ext4 zoned-linux uml-ext4-cached uml-xfs-mapped uml-btrfs-threads uml-log-writes uml-power-cut uml-many uml-taken-over uml-operated uml-resized qemu-resized qemu-taken-over qemu-killed qemu-rbd qemu-ovmf qemu-ovmf-pci "
 
 passed=0 failures=() case_pid=''
-# The case cleans up after itself, if it is told and given the time.
+# The case cleans up after itself if it is told to end and given the time.
 trap '[ -z "$case_pid" ] || { kill "$case_pid"; wait "$case_pid"; } 2>/dev/null || true; exit 130' HUP INT TERM
 
 for name in "${names[@]}"; do
@@ -226,7 +226,7 @@ for name in "${names[@]}"; do
   fi
 done
 
-# Once more at the end: the last lines of a long run alone must say why.
+# Repeated at the end: the last lines of a long run have to tell why.
 for name in "${failures[@]}"; do
   printf '%s: %s\n' "$name" "$(reason "$logs/$name.log")"
   grep -a '^thread ' "$logs/$name.log" | head -n 30 || true

@@ -1,4 +1,4 @@
-/// The client on real devices and on devices that break rules.
+/// The benchmark's client with real devices, and with devices that break rules.
 import CLinux
 import Foundation
 import GuestDriver
@@ -35,7 +35,7 @@ import VirtioCore
   func enginesRun(engine: EngineKind) throws {
     let scratch = try Scratch()
     let device: BlockDevice
-    // A container may forbid io_uring; the engine's own tests say so.
+    // A container may forbid io_uring; the engine's own tests report that.
     do { device = try scratch.device(engine: engine) } catch EngineError.uringUnavailable { return }
     #expect(try Benchmark.run(.short(.device(device, name: "disk")) { $0.depth = 4 }).requests > 0)
   }
@@ -113,19 +113,19 @@ import VirtioCore
   }
 }
 
-/// A queue on a ring that the test plays the device of.
+/// A queue on a ring whose device the test simulates.
 @Suite struct BrokenDeviceTests {
   enum Damage: String, CaseIterable, Sendable {
     case foreignID, hugeID, twice, jump, noStatus, failure
   }
 
-  /// The device's hand on a ring of either kind.
+  /// The device's operations on a ring of either format.
   private struct Hand {
     let ring: RingMemory
     let memory: DriverMemory
     let isIndirect: Bool
 
-    /// The name of the first chain, and where the rest of it is.
+    /// The first chain's name, and its parts.
     var first: (name: UInt16, descriptor: RawDescriptor, status: GuestAddress) {
       let name: UInt16
       let descriptors: [RawDescriptor]
@@ -139,7 +139,7 @@ import VirtioCore
         descriptors = [raw.descriptor(0), raw.descriptor(2)]
         name = descriptors[isIndirect ? 0 : 1].next
       }
-      // The third of three.
+      // The last of three.
       let status =
         isIndirect
         ? memory.load(UInt64.self, at: GuestAddress(descriptors[0].address + 32)) : descriptors[1].address
@@ -158,7 +158,7 @@ import VirtioCore
       }
     }
 
-    /// - Parameter index: how many were used before; they were chains of this shape, too.
+    /// - Parameter index: how many chains of this shape were used before.
     func use(_ id: UInt32, at index: UInt16) {
       switch ring.layout.format {
       case .split:
@@ -217,7 +217,7 @@ import VirtioCore
     }
     do {
       _ = try queue.turn(refills: true)
-      Issue.record("nothing was noticed")
+      Issue.record("the damage was not noticed")
     } catch {
       switch error {
       case .requestFailed: #expect(damage == .failure)

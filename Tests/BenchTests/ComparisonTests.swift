@@ -49,7 +49,7 @@ import Testing
 
   @Test func filesOfFioAndOursMeet() throws {
     let first = try SavedResult(file([1, 2, 3]), name: "a")
-    // fio writes sizes with a unit and leaves numjobs out when it is 1.
+    // fio writes sizes with a unit, and leaves numjobs out if it is 1.
     let second = try SavedResult(file([4, 5, 6], bs: "4k"), name: "b")
     let comparison = try Comparison(first, second)
     #expect(comparison.lines.map(\.figure) == ["IOPS"])

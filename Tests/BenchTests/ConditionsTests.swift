@@ -1,4 +1,4 @@
-/// What goes with a result, and tables that fit.
+/// The conditions saved with a result, and tables that fit the terminal.
 import Foundation
 import Testing
 import VirtioBlkDevice
@@ -47,7 +47,7 @@ import VirtioBlkDevice
     #expect(text.split(separator: "\n").filter { $0.hasPrefix("first row") }.count > (width < 132 ? 1 : 0))
   }
 
-  /// Conditions and explanations are folded between words; a table, which fits, stays as it is.
+  /// Conditions and explanations are wrapped between words; a table that fits is unchanged.
   @Test(arguments: [40, 80]) func longLinesAreFolded(width: Int) {
     let long = "  " + (1...40).map { "word\($0)" }.joined(separator: " ")
     let table = ColumnTable.text(columns(14), width: width)

@@ -1,4 +1,4 @@
-/// Results have fio's structure, so that fio's tools read them.
+/// Results have fio's structure, so that fio's tools can read them.
 import Foundation
 import Histogram
 import Testing
@@ -85,7 +85,7 @@ import Testing
     #expect(buckets.milliseconds["2"].map { $0 < 0.5 } == true)
   }
 
-  /// What takes longer than the histogram is long counts as its end instead of getting lost.
+  /// A latency beyond the histogram's range counts in its last bucket instead of getting lost.
   @Test func endlessLatenciesCount() {
     var tally = QueueTally()
     tally.record(.max, isWrite: false)

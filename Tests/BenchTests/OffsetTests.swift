@@ -1,4 +1,4 @@
-/// Requests go where they should.
+/// Requests go to the intended offsets.
 import Glibc
 import Testing
 import VirtioCore
@@ -79,7 +79,7 @@ import VirtioCore
     #expect(ProcessFiles.switches(of: own) != nil)
     #expect(ProcessFiles.busiestThreadProcessors(of: own)?.isEmpty == false)
     #expect(Clock.process(own).map { $0 > 0 } == true)
-    // Above the largest number that Linux gives to a process.
+    // Larger than any process ID of Linux.
     #expect(Clock.process(1 << 23) == nil)
     #expect(ProcessFiles.switches(of: 1 << 23) == nil)
   }

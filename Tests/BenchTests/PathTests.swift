@@ -1,4 +1,4 @@
-/// The laboratory's rows, sums and advice.
+/// The laboratory's rows, sums and recommendations.
 import Foundation
 import Testing
 import VirtioBlkDevice
@@ -68,7 +68,7 @@ import VirtioBlkDevice
       #expect(result.seconds > 0)
       #expect((result.systemCalls > 0) == (kind != .copy))
     } catch BenchError.system("io_uring_setup", _) {
-      // A container may forbid it.
+      // A container may forbid io_uring.
     }
   }
 
@@ -98,7 +98,7 @@ import VirtioBlkDevice
     }
     let lines = report.csv().split(separator: "\n").map { $0.filter { $0 == "," }.count }
     #expect(lines.count > report.rows.count)
-    // Commas in sentences are quoted; the columns without quotes are what is counted.
+    // Sentences with commas are quoted; only lines without quotes are counted.
     let plain = report.csv().split(separator: "\n").filter { !$0.contains("\"") }.map { $0.filter { $0 == "," }.count }
     #expect(Set(plain) == [18])
     let decoded = try JSONDecoder().decode(PathReport.self, from: Data(report.json().utf8))
@@ -115,7 +115,7 @@ import VirtioBlkDevice
   @Test func theLimitIsFormedWithinARound() throws {
     let scratch = try Scratch()
     let rows = try catalogue(scratch).rows.filter { ["bare-pread", "sync", "null"].contains($0.id) }
-    // The machine was twice as fast in the second round: the share of the limit is the same.
+    // The machine was twice as fast in the second round: the ratio to the limit is the same.
     let samples = [1.0, 2.0, 1.0].enumerated().flatMap { round, speed in
       [
         sample("bare-pread", round, 1000 * speed), sample("null", round, 4000 * speed), sample("sync", round, 720 * speed),
@@ -178,7 +178,7 @@ import VirtioBlkDevice
     #expect(found.reasons.contains { $0.contains("says little") })
   }
 
-  /// The default takes 5 us, sleeping at once 10: what is only better than sleeping is no advice.
+  /// The default takes 5 us, sleeping at once 10: being better than sleeping at once is not enough for a recommendation.
   @Test(arguments: [(UInt64(3000), true), (4500, false), (6000, false)])
   func waysToWaitAreHeldAgainstTheDefault(latency: UInt64, isNamed: Bool) {
     let rows = [

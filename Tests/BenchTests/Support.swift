@@ -1,4 +1,4 @@
-/// What the tests of the benchmark share: images of their own and short runs.
+/// Shared by the benchmark's tests: their own images, and short runs.
 import CLinux
 import Foundation
 import Testing
@@ -6,7 +6,7 @@ import VirtioBlkDevice
 
 @testable import Bench
 
-/// A folder of a test's own, gone when the test is over.
+/// A test's own folder, removed when the test is over.
 final class Scratch {
   let path: String
 
@@ -39,12 +39,12 @@ final class Scratch {
 }
 
 extension BenchmarkOptions {
-  /// A run as short as it can be and still measure something.
+  /// The shortest run that still measures something.
   static func short(_ target: TargetChoice, _ change: (inout Workload) -> Void = { _ in }) -> BenchmarkOptions {
     var options = BenchmarkOptions(target: target)
     options.run.runtime = 0.02
     options.run.rampTime = 0.01
-    // So that nothing depends on how busy the machine is.
+    // So that the result does not depend on how busy the machine is.
     options.run.leastRequests = 500
     options.ceilingSeconds = 0
     change(&options.workload)

@@ -1,4 +1,4 @@
-/// Contents are checked, and what is wrong with them is told.
+/// Contents are verified, and mismatches are reported.
 import Foundation
 import Testing
 import VirtioBlkDevice
@@ -26,7 +26,7 @@ import VirtioBlkDevice
       try Benchmark.run(
         .short(.device(try scratch.device(), name: "disk")) {
           $0.pattern = pattern
-          // Small enough to be written as a whole.
+          // Small enough to be written completely.
           $0.size = 64 << 10
           $0.depth = 4
           $0.verification = verification
@@ -53,7 +53,7 @@ import VirtioBlkDevice
     }
   }
 
-  /// A device that moves no data is found out at the first read.
+  /// A device that transfers no data is detected at the first read.
   @Test func theNullEngineFails() throws {
     let scratch = try Scratch()
     #expect(throws: BenchError.self) {
@@ -99,7 +99,7 @@ import VirtioBlkDevice
 
   @Test func aBlockHasOneRequestAtATime() throws {
     let ledger = try BlockLedger(DiskArea(first: 10, count: 2))
-    // What cannot be copied cannot go into an expectation.
+    // A noncopyable value cannot be used in an expectation.
     let taken = [ledger.take(10), ledger.take(10)]
     #expect(taken == [true, false])
     let first = ledger.beginWrite(10)

@@ -1,4 +1,4 @@
-/// Block devices as images: loop devices over files.
+/// Block devices as images, tried with loop devices over files.
 import CLinux
 import Foundation
 import Glibc
@@ -18,7 +18,7 @@ import VirtioCore
     #expect(throws: ImageError.locked(path: loop.path)) { _ = try ImageFile(ImageOptions(path: loop.path)) }
   }
 
-  /// A disk that is mounted is written to by its file system; a guest that writes, too, would destroy it.
+  /// The file system of a mounted disk writes to it, so a guest that writes to it as well would destroy it.
   @Test(.enabled(if: Host.canMountDisks, "mounts are not possible here")) func aMountedDeviceIsNotServedForWriting() async {
     await #expect(processExitsWith: .success) {
       let loop = try LoopDevice(size: 16 << 20)
@@ -28,14 +28,14 @@ import VirtioCore
         for direct in ImageOptions.Direct.allCases {
           #expect(throws: held) { _ = try ImageFile(ImageOptions(path: loop.path, direct: direct)) }
         }
-        // Who only reads may, and so may who says so.
+        // Reading is allowed, and so is writing with the lock turned off.
         _ = try ImageFile(ImageOptions(path: loop.path, isReadOnly: true))
         _ = try ImageFile(ImageOptions(path: loop.path, isLocked: false))
       }
     }
   }
 
-  /// What is served for writing cannot be mounted, and goes free with its last owner.
+  /// A device that is served for writing cannot be mounted; it can be again once its last owner has closed it.
   @Test func aServedDeviceIsTaken() throws {
     let loop = try LoopDevice(size: 1 << 20)
     for direct in ImageOptions.Direct.allCases {
@@ -49,7 +49,7 @@ import VirtioCore
     #expect(readers.count == 2)
   }
 
-  /// A device that is somebody's for himself goes from hand to hand with the description that has it.
+  /// An exclusively opened device is handed over with its open file description.
   @Test(arguments: ImageOptions.Direct.allCases) func aDeviceTravels(direct: ImageOptions.Direct) throws {
     let loop = try LoopDevice(size: 1 << 20)
     try LockTravel.run(loop.path, direct)
@@ -77,7 +77,7 @@ import VirtioCore
     try rig.expect(.flush)
   }
 
-  /// A device with large blocks takes direct I/O only when the disk has them, too.
+  /// A device with large blocks takes direct I/O only if the disk has blocks of that size, too.
   @Test func largeSectors() throws {
     let loop = try LoopDevice(size: 4 << 20, "--sector-size", "4096")
     #expect(throws: ImageError.directNeedsLargerBlocks(path: loop.path, alignment: 4096, blockSize: 512)) {
@@ -92,7 +92,7 @@ import VirtioCore
     try rig.expect(.write(sector: 1, pattern(512)), .ioError)
   }
 
-  /// Through the page cache a disk has smaller blocks than its device: zeroing a part of one has to write it.
+  /// Through the page cache a disk may have smaller blocks than its device: zeroing part of a device block has to write it.
   private func unalignedRanges(_ loop: LoopDevice) throws {
     let rig = try Rig(RigOptions(direct: .off), image: loop.path)
     let data = pattern(16 << 10)

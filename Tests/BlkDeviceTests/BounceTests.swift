@@ -1,4 +1,4 @@
-/// Direct I/O with buffers that it refuses: they go through an aligned copy, and only they.
+/// Direct I/O with buffers that it refuses: only those go through an aligned copy.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -9,12 +9,12 @@ import VirtioCore
 struct BounceTests {
   static let engines: [EngineKind] = [.uring, .aio, .sync, .threads]
   static let size = 4 << 20
-  /// Larger than one copy, several copies, and a whole number of them.
+  /// Less than one copy, more than one, and exact multiples of one.
   static let lengths = [512, 100 << 10, 256 << 10, (256 << 10) + 512, 700 << 10]
 
   struct Shape: Sendable, CustomTestStringConvertible {
     var name: String
-    /// Cuts in the data, bytes from its beginning.
+    /// Where the data is cut, in bytes from its beginning.
     var cuts: [Int]
     var testDescription: String { name }
   }
@@ -23,8 +23,8 @@ struct BounceTests {
     Shape(name: "one piece", cuts: []),
     Shape(name: "odd pieces", cuts: [1, 2, 513, 4099]),
     Shape(name: "status in the same piece", cuts: [-1]),
-    // The first copy holds exactly the first piece; what is left over is aligned.
-    Shape(name: "a copy long", cuts: [256 << 10]),
+    // The first copy holds exactly the first piece; the rest is aligned.
+    Shape(name: "as long as a copy", cuts: [256 << 10]),
   ]
 
   @Test(arguments: engines, shapes) func oddBuffersOfAnySize(engine: EngineKind, shape: Shape) throws {
@@ -44,7 +44,7 @@ struct BounceTests {
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// The first piece is odd and as long as a copy; everything after it could be transferred without one.
+  /// The first piece is misaligned and as long as a copy; everything after it could be transferred without one.
   @Test(arguments: engines, [false, true]) func oddBeginningWithAnAlignedRest(engine: EngineKind, isRead: Bool) throws {
     let scratch = try Scratch()
     let path = try scratch.image(size: Self.size)
@@ -58,7 +58,7 @@ struct BounceTests {
     let first = 256 << 10
     let rest = 512 << 10
     let data = pattern(first + rest)
-    // At an odd address, and at an aligned one.
+    // One at a misaligned address, one at an aligned address.
     let odd = try memory.driver.allocate(first + 8192, alignment: 4096)
     let aligned = try memory.driver.allocate(rest, alignment: 4096)
     let head = try memory.driver.allocate(16)
@@ -114,7 +114,7 @@ struct BounceTests {
     #expect(rig.device.counters.bounces == 0)
   }
 
-  /// Through the page cache anything goes as it is.
+  /// Through the page cache no buffer needs a copy.
   @Test func withoutDirectNothingBounces() throws {
     let rig = try Rig(RigOptions(engine: .sync, direct: .off))
     let write = BlockRequest.write(sector: 8, pattern(8192))

@@ -15,8 +15,8 @@ import VirtioCore
     try handle.synchronize()
   }
 
-  /// What lies beyond the present end of a file that was cut is an error, on every engine alike, and is not made up again: a
-  /// write there would turn what was lost into zeroes. The rest continues, and so does all when the file has its length back.
+  /// On every engine, a request beyond the new end of a truncated file fails. The file is not extended again: a write there
+  /// would turn the lost data into zeroes. The rest stays usable, and all of it is once the file has its old length again.
   @Test(arguments: engines, Medium.allCases) func cutShort(engine: EngineKind, medium: Medium) throws {
     for direct in engine == .mapped || engine == .cached ? [ImageOptions.Direct.off] : [.auto, .off] {
       let rig = try Rig(RigOptions(engine: engine, folder: medium.folder, size: 1 << 20, direct: direct))
@@ -24,25 +24,25 @@ import VirtioCore
       try Self.fill(rig.path, data)
       let whole = BlockRequest.read(sector: 512, bytes: 512 << 10)
       #expect(try firstDifference(rig.expect(whole).answer, Array(data[(256 << 10)..<(768 << 10)])) == nil)
-      // Inside a block, and inside a page.
+      // Not at the end of a block or of a page.
       let end = (512 << 10) + 100
       try #require(unsafe truncate(rig.path, off_t(end)) == 0)
       usleep(Self.lengthIsKnownFor)
       for framing in [.classic(whole), .pieces(7, whole), .classic(whole, alignment: 1)] as [Framing] {
         try rig.expect(whole, .ioError, framing: framing)
       }
-      // What is left is served.
+      // The rest is served.
       let left = BlockRequest.read(sector: 512, bytes: 256 << 10)
       #expect(try firstDifference(rig.expect(left).answer, Array(data[(256 << 10)..<(512 << 10)])) == nil)
       try rig.expect(.write(sector: 512, pattern(4096, seed: 2)))
       #expect(try firstDifference(rig.expect(.read(sector: 512, bytes: 4096)).answer, pattern(4096, seed: 2)) == nil)
-      // All of it past the end.
+      // Entirely beyond the end.
       try rig.expect(.read(sector: 1536, bytes: 4096), .ioError)
       try rig.expect(.write(sector: 1536, pattern(4096, seed: 3)), .ioError)
       try rig.expect(.writeZeroes([BlockRange(sector: 1536, sectors: 8)]), .ioError)
       try rig.expect(.discard([BlockRange(sector: 1536, sectors: 8)]), .ioError)
       #expect(try FileManager.default.attributesOfItem(atPath: rig.path)[.size] as? Int == end)
-      // As long as before again.
+      // Back to the old length.
       try #require(unsafe truncate(rig.path, 1 << 20) == 0)
       usleep(Self.lengthIsKnownFor)
       try rig.expect(.write(sector: 1536, pattern(4096, seed: 3)))
@@ -52,10 +52,10 @@ import VirtioCore
     }
   }
 
-  /// Longer than a worker takes a file's length for known, microseconds. Waiting longer does no harm.
+  /// Longer than a worker relies on a known file length, microseconds. Waiting longer does no harm.
   private static let lengthIsKnownFor: UInt32 = 5000
 
-  /// A write into a mapping of a file that was cut.
+  /// Writes into a mapping of a truncated file.
   @Test func mappedWritesPastTheEnd() throws {
     let rig = try Rig(RigOptions(engine: .mapped, folder: "/dev/shm", size: 1 << 20))
     try #require(unsafe truncate(rig.path, 0) == 0)
@@ -87,7 +87,7 @@ import VirtioCore
           }
           #expect(written.count > 8 && refused > 8 && written.count + refused == 32, "\(engine)")
           #expect(rig.device.counters.failures == UInt64(refused))
-          // Everything that was acknowledged is there, and there is a way back.
+          // Everything that was acknowledged is there, and the disk recovers.
           for chunk in written {
             let read = try rig.expect(.read(sector: UInt64(chunk * 128), bytes: 64 << 10))
             #expect(firstDifference(read.answer, pattern(64 << 10, seed: chunk)) == nil)
@@ -95,14 +95,14 @@ import VirtioCore
           try rig.expect(.discard([BlockRange(sector: 0, sectors: 2048)]))
           try rig.expect(.write(sector: 4096, pattern(64 << 10)))
           #expect(try firstDifference(rig.expect(.read(sector: 4096, bytes: 64 << 10)).answer, pattern(64 << 10)) == nil)
-          // An engine may hold the file for a moment after its end; the next one needs the space.
+          // An engine may hold the file for a moment after it has stopped; the next one needs the space.
           try #require(unsafe truncate(rig.path, 0) == 0)
         }
       }
     }
   }
 
-  /// Past the limit of file sizes the kernel also sends a signal that ends a process which does not expect it.
+  /// Beyond the limit on file sizes the kernel also sends SIGXFSZ, which ends a process that does not ignore it.
   @Test(arguments: [EngineKind.uring, .aio, .sync, .threads]) func limitedFileSize(engine: EngineKind) throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 4 << 20)

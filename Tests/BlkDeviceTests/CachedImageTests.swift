@@ -1,4 +1,4 @@
-/// Images in the page cache: what is there is copied, what is not comes through io_uring, and what goes is noticed.
+/// Images in the page cache: cached pages are copied, the others are read through io_uring, and evicted pages are noticed.
 import CLinux
 import Foundation
 import GuestDriver
@@ -11,7 +11,7 @@ import VirtioCore
   private static let size = 4 << 20
   private static let block = 4096
 
-  /// An engine without a worker, on a disk of bytes that show where they belong.
+  /// An engine without a worker, on a disk whose bytes tell where they belong.
   @safe
   private final class Bed {
     let scratch: Scratch
@@ -43,8 +43,8 @@ import VirtioCore
 
     var windows: PopulatedWindows { get throws { try #require(image.windows) } }
 
-    /// Reads blocks, all at once, and looks at what came.
-    /// - Parameter wait: whether the medium may be waited for.
+    /// Reads blocks, all at once, and checks the data.
+    /// - Parameter mayWait: whether the reads may wait for the medium.
     func read(_ blocks: Range<Int>, mayWait: Bool, _ place: SourceLocation = #_sourceLocation) throws {
       let bytes = (start: blocks.lowerBound * block, count: blocks.count * block)
       unsafe (buffer + bytes.start).initializeMemory(as: UInt8.self, repeating: 0, count: bytes.count)
@@ -72,8 +72,8 @@ import VirtioCore
       #expect(firstDifference(read, Array(data[bytes.start..<bytes.start + bytes.count])) == nil, sourceLocation: place)
     }
 
-    /// Begins to read the first blocks, and gives them up.
-    /// - Returns: what is still to come of them.
+    /// Begins to read the first blocks, and abandons the reads.
+    /// - Returns: whether any read was finished in place, and how many events were still reported afterwards.
     func giveUp(_ count: Int) -> (hasFinished: Bool, events: Int) {
       for number in 0..<count {
         unsafe (segments + number).initialize(to: MemorySegment(base: buffer + number * block, count: block))
@@ -82,7 +82,7 @@ import VirtioCore
             kind: .read, offset: UInt64(number * block), length: UInt64(block), segments: segments + number, segmentCount: 1),
           tag: UInt32(number))
       }
-      // Some are made, and one of them is reported.
+      // Some are finished, and one of those is reported.
       _ = engine.nextEvent()
       engine.abandon()
       var events = 0
@@ -107,10 +107,10 @@ import VirtioCore
       }
     }
 
-    /// Has the kernel leave pages where they are once they are mapped: beside other work it takes some back whenever it likes.
+    /// Makes the kernel leave mapped pages where they are: otherwise it may reclaim some at any time.
     func keepPages() { _ = unsafe mlock2(image.mapping.base, size, UInt32(MLOCK_ONFAULT)) }
 
-    /// Has the kernel take pages back, and says how many of the image are still there.
+    /// Makes the kernel reclaim pages. - Returns: how many of the image's pages are still there.
     func evict() throws -> Int {
       try #require(unsafe madvise(image.mapping.base, size, 21) == 0)  // MADV_PAGEOUT
       try #require(posix_fadvise(file.descriptor, 0, 0, POSIX_FADV_DONTNEED) == 0)
@@ -120,7 +120,7 @@ import VirtioCore
     }
   }
 
-  /// What went through the ring would have to be waited for.
+  /// A read that went through the ring would have to be waited for.
   @Test func whatIsThereIsCopied() throws {
     let bed = try Bed()
     bed.keepPages()
@@ -146,12 +146,12 @@ import VirtioCore
     try bed.read(0..<1024, mayWait: true)
     #expect(try !bed.windows.isData(0, UInt64(Self.size)))
     bed.keepPages()
-    // All of it was brought in by that, so now it is copied.
+    // That read all of it into the cache, so now it is copied.
     try bed.read(0..<1024, mayWait: false)
     #expect(try bed.windows.isData(0, UInt64(Self.size)))
   }
 
-  /// Pages that are taken back while they are known to be there: what is read is right, and nothing is known any more.
+  /// Pages are reclaimed while they are known to be cached: the data read is right, and nothing is known to be cached any more.
   @Test(arguments: [1, 4, 1024]) func lostPagesAreNoticed(depth: Int) throws {
     let bed = try Bed()
     try bed.read(0..<1024, mayWait: false)
@@ -164,7 +164,7 @@ import VirtioCore
     try bed.read(0..<1024, mayWait: false)
   }
 
-  /// A file that is cut is not trusted any more, and what can be read of it is read by calls.
+  /// A truncated file is not trusted any more: what is left of it is read with system calls.
   @Test func aCutFileIsReadByCalls() throws {
     let bed = try Bed()
     try bed.read(0..<1024, mayWait: false)

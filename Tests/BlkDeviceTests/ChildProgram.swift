@@ -1,4 +1,4 @@
-/// Another program for as long as a test needs it, and waiting for things to happen.
+/// Runs another program for as long as a test needs it, and waits for things to happen.
 import CLinux
 import Foundation
 import Glibc
@@ -7,7 +7,7 @@ import Testing
 import VirtioCore
 
 final class ChildProgram {
-  /// The program of this package, built beside the tests.
+  /// This package's program, built beside the tests.
   static var vmmBlk: String {
     URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk").path
   }
@@ -27,14 +27,14 @@ final class ChildProgram {
     unsafe posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0)
     unsafe posix_spawn_file_actions_addopen(&actions, 1, log, O_WRONLY | O_CREAT | O_APPEND, 0o600)
     unsafe posix_spawn_file_actions_adddup2(&actions, 1, 2)
-    // Threads of the test run block signals, and a child would inherit that.
+    // The test run's threads block signals, and a child would inherit that.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
     var none = sigset_t()
     unsafe sigemptyset(&none)
     unsafe posix_spawnattr_setsigmask(&attributes, &none)
-    // A group of its own, so that a signal reaches the tracer's child, too.
+    // A process group of its own, so that a signal also reaches a tracer's child.
     unsafe posix_spawnattr_setflags(&attributes, Int16(POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETPGROUP))
     var words = unsafe arguments.map { unsafe strdup($0) } + [nil]
     defer { for index in unsafe words.indices { unsafe free(words[index]) } }
@@ -46,10 +46,10 @@ final class ChildProgram {
 
   deinit { if !hasEnded { _ = end(SIGKILL) } }
 
-  /// What it said so far.
+  /// Its output so far.
   var output: String { (try? String(contentsOfFile: log, encoding: .utf8)) ?? "" }
 
-  /// Waits for the end. - Returns: the exit code, or 128 and the signal's number; and what it said.
+  /// Waits for it to end. - Returns: the exit code, or 128 plus the signal's number; and its output.
   func wait() -> (status: Int32, output: String) {
     var status: Int32 = 0
     while unsafe waitpid(identifier, &status, 0) < 0 && errno == EINTR {}
@@ -59,13 +59,13 @@ final class ChildProgram {
 
   func send(_ signal: Int32) { kill(-identifier, signal) }
 
-  /// Asks it to end, and waits for that.
+  /// Sends it a signal that asks it to end, and waits until it has.
   func end(_ signal: Int32 = SIGTERM) -> (status: Int32, output: String) {
     kill(-identifier, signal)
     return wait()
   }
 
-  /// Waits until it listens.
+  /// Waits until it listens on the socket.
   func waitForSocket(_ path: String) throws {
     try waitUntil("the program listens: \(output)") {
       FileManager.default.fileExists(atPath: path) && output.contains("Serving")
@@ -77,17 +77,17 @@ struct TookTooLong: Error, CustomStringConvertible {
   var description: String
 }
 
-/// Looks until it is so.
+/// Polls until the condition holds.
 func waitUntil(_ what: @autoclosure () -> String, _ isSo: () throws -> Bool) throws {
   let end = ContinuousClock.now + Patience.limit
   while try !isSo() {
-    guard .now < end else { throw TookTooLong(description: "waited in vain until \(what())") }
+    guard .now < end else { throw TookTooLong(description: "timed out waiting until \(what())") }
     usleep(500)
   }
 }
 
-/// Runs one body on a thread of its own while another one runs here; both are over afterwards. The second has to see to it
-/// that the first one ends.
+/// Runs one body on another thread while a second one runs here; returns when both have ended. The second one has to make
+/// the first one end.
 func withBackground(_ background: @escaping () throws -> Void, during body: () throws -> Void) throws {
   nonisolated(unsafe) let background = background
   nonisolated(unsafe) var failure: (any Error)?

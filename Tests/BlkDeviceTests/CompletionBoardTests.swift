@@ -1,4 +1,4 @@
-/// The board on which other threads tell a worker what is over.
+/// The board on which other threads tell a worker which requests are complete.
 import Glibc
 import Synchronization
 import Testing
@@ -13,12 +13,13 @@ import VirtioCore
     let wasLate = Atomic(false)
   }
 
-  /// The taker of the last result may let the board go, and close what it is woken by: by then nobody wakes any more.
+  /// Whoever takes the last result may release the board and close its wake-up descriptor: no thread may still be signalling
+  /// it.
   @Test func whoTookAResultIsNotBeingWoken() throws {
     let shared = Shared()
     let board = CompletionBoard {
       shared.isWaking.store(true, ordering: .releasing)
-      // The worker is quick, if it can be.
+      // The worker takes the result at once, if it can.
       for _ in 0..<100 where !shared.isTaken.load(ordering: .acquiring) { usleep(1000) }
       if shared.isTaken.load(ordering: .acquiring) { shared.wasLate.store(true, ordering: .relaxed) }
     }

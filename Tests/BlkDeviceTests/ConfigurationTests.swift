@@ -1,4 +1,4 @@
-/// Fields of the configuration space that were chosen: told as they are kept, and kept as they are told.
+/// Configuration fields that the operator set: the device reports the limits that it enforces.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -13,7 +13,7 @@ import VirtioCore
     return options
   }
 
-  /// Where each field lies (virtio 5.2.4) and how many bytes it has, apart from the device's own list.
+  /// Each field's offset (virtio 5.2.4) and size in bytes, independently of the device's own list.
   static let places: [ConfigurationField: (offset: Int, bytes: Int)] = [
     .sizeMax: (8, 4), .segMax: (12, 4), .physicalBlockExponent: (24, 1), .alignmentOffset: (25, 1), .minimumIO: (26, 2),
     .optimalIO: (28, 4), .discardSectors: (36, 4), .discardRanges: (40, 4), .discardAlignment: (44, 4),
@@ -71,7 +71,7 @@ import VirtioCore
     #expect(sentence?.contains(mistake.field.rawValue) == true, "\(sentence ?? "it was taken")")
   }
 
-  /// The last that is allowed, and the first that is not.
+  /// The largest request that is allowed, and the smallest that is not.
   @Test func limitsOfRangesAreKept() throws {
     let rig = try Rig(
       Self.options([
@@ -91,7 +91,7 @@ import VirtioCore
     }
   }
 
-  /// What a driver was told of segments holds for it.
+  /// The segment limits that a driver was told are enforced.
   @Test func limitsOfSegmentsAreKept() throws {
     let rig = try Rig(Self.options([(.segMax, 2), (.sizeMax, 4096)]))
     let cases: [(bytes: Int, cuts: [Int], status: BlockStatusCode)] = [

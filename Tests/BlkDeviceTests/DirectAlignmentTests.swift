@@ -1,5 +1,5 @@
-/// Alignment that direct I/O asks for: what the system says, what is assumed where it says nothing, and media that do not keep
-/// their word.
+/// Alignment for direct I/O: what the system reports, what is assumed if it reports nothing, and media that refuse what they
+/// report to accept.
 import CLinux
 import Foundation
 import GuestDriver
@@ -17,7 +17,7 @@ import VirtioCore
     return options
   }
 
-  /// Not 512, though a read of a hole in an empty file takes that: it never reaches the medium.
+  /// Not 512, although a read of a hole in an empty file accepts that: it never reaches the medium.
   @Test func withoutAnAnswerAPageIsAssumed() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -43,7 +43,7 @@ import VirtioCore
     #expect(throws: ImageError.noDirect(path: path)) { _ = try ImageFile(Self.options(path, .impossible, direct: .on)) }
   }
 
-  /// A medium that refuses the buffers it says it takes: on a real disk, addresses that are no multiple of anything.
+  /// A medium that refuses buffers that it reports to accept: simulated on a real disk, with misaligned addresses.
   @Test(.enabled(if: Host.refusesOddBuffers, "direct I/O takes any buffer here")) func aRefusalInTheTrialAsksForPages() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -55,7 +55,7 @@ import VirtioCore
     #expect(image.memoryAlignment == 4096)
   }
 
-  /// What the system says here is true of an ordinary disk, and stays as it is.
+  /// What the system reports here is true of an ordinary disk, and is used unchanged.
   @Test func anHonestMediumKeepsItsAlignment() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -73,7 +73,7 @@ import VirtioCore
     #expect(image.memoryAlignment == Int(memory))
   }
 
-  /// The trial reads: a file is as it was, holes included.
+  /// The trial only reads: the file stays as it was, holes included.
   @Test func theTrialChangesNothing() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -89,7 +89,7 @@ import VirtioCore
     #expect(image.memoryAlignment == 4096)
   }
 
-  /// zram says that 512 will do, and then writes whole pages over what lies before a buffer.
+  /// zram reports 512 as its alignment, and then writes whole pages, overwriting what lies before a buffer.
   @Test(.enabled(if: Host.hasZram, "zram devices are not possible here"), arguments: [EngineKind.uring, .aio, .sync, .threads])
   func buffersThatAMediumWritesAroundArePages(engine: EngineKind) throws {
     let zram = try ZramDevice(size: 8 << 20)
@@ -98,7 +98,7 @@ import VirtioCore
       #expect(image.memoryAlignment == 4096)
     }
     let rig = try Rig(RigOptions(engine: engine, direct: .on, blockSize: 4096), image: zram.path)
-    // Buffers that are aligned to 512, and to nothing: canaries around each are the driver's.
+    // Buffers aligned to 512, and not at all: the driver puts canaries around each.
     for alignment in [512, 1] {
       let data = pattern(32 << 10, seed: alignment)
       let write = BlockRequest.write(sector: 64, data)

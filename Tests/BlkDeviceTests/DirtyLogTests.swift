@@ -7,7 +7,7 @@ import Testing
 import VirtioBlkDevice
 import VirtioCore
 
-/// A log as a front-end has it: a file that it shares, and bits that it takes away.
+/// A log as a front-end keeps it: a shared file whose bits the front-end clears.
 private final class Bits: @unchecked Sendable {
   static let page = 4096
   let log: DirtyLog
@@ -15,7 +15,7 @@ private final class Bits: @unchecked Sendable {
   private let offset: Int
   private let count: Int
 
-  /// - Parameter offset: where in its file it begins, bytes.
+  /// - Parameter offset: where the log begins in its file, bytes.
   init(bytes: Int, offset: Int = 0) throws {
     let number = unsafe memfd_create("log", UInt32(MFD_CLOEXEC))
     try #require(number >= 0 && ftruncate(number, off_t(offset + bytes)) == 0)
@@ -26,7 +26,7 @@ private final class Bits: @unchecked Sendable {
     count = bytes
   }
 
-  /// Takes all marks away. - Returns: the pages that had one.
+  /// Clears all bits. - Returns: the pages that were marked.
   func take() -> Set<Int> {
     var pages: Set<Int> = []
     for index in 0..<count {
@@ -57,7 +57,7 @@ private final class Bits: @unchecked Sendable {
     Case(engine: .cached), Case(engine: .aio, direct: .auto),
   ]
 
-  /// Where the used ring's pages are noted: far from any page of the guest's.
+  /// Where the used ring's pages are logged: far from any page of the guest.
   private static let usedRingPage = 1 << 16
   private static let memorySize = 8 << 20
 
@@ -66,7 +66,7 @@ private final class Bits: @unchecked Sendable {
     var options = BlockDeviceOptions()
     options.engine = test.engine
     let memory = try SharedMemory(size: memorySize)
-    // The log's address of the used ring is none of its own, but at the same place in a page.
+    // The used ring has another address in the log, at the same offset in its page.
     let queue = try HandQueue(
       BlockDevice(image: image, options: options), 0, memory, size: 128, features: test.features,
       publishesInOrder: test.inOrder)
@@ -107,7 +107,7 @@ private final class Bits: @unchecked Sendable {
     }
   }
 
-  /// Every page that the device changed is marked, and none that it had no reason to touch.
+  /// Every page that the device changed is marked, and no page that it had no reason to touch.
   @Test(arguments: cases) func everyPageThatChangedIsMarked(test: Case) throws {
     let scratch = try Scratch()
     let bits = try Bits(bytes: 16 << 10, offset: 64)
@@ -131,21 +131,21 @@ private final class Bits: @unchecked Sendable {
       var usedRingPages: Set<Int> = []
       let changed = zip(pages, before).filter { $0.contents != $1 }.map(\.0.number)
       for page in changed {
-        // The ring is noted elsewhere, unless a buffer shares its page.
+        // The ring is logged at another address, unless a buffer shares its page.
         let isRing = (used...usedEnd).contains(page)
         if isRing { usedRingPages.insert(page - used + Self.usedRingPage) }
         #expect(isRing || marked.contains(page), "page \(page) of round \(round)")
       }
       #expect(usedRingPages.isSubset(of: marked))
-      // What is left is what a read put into a buffer that looked the same before.
+      // The others are read buffers that contained the same data before.
       let others = marked.subtracting(changed).filter { $0 < Self.usedRingPage }
       #expect(others.count <= marked.count / 4, "\(others)")
-      // Stopped, it writes nothing and notes nothing.
+      // After the stop it writes nothing and logs nothing.
       #expect(bits.take().isEmpty)
     }
   }
 
-  /// Somebody copies the memory elsewhere in the meantime, page by page as they are marked: in the end the copy is the memory.
+  /// The memory is copied elsewhere at the same time, page by page as pages are marked: at the end the copy equals the memory.
   @Test(arguments: cases) func aCopyByTheLogIsWhole(test: Case) throws {
     let scratch = try Scratch()
     let bits = try Bits(bytes: 16 << 10)
@@ -178,7 +178,7 @@ private final class Bits: @unchecked Sendable {
     }
   }
 
-  /// Only what was requested: the ring without the buffers, and pages that the log has room for.
+  /// Only what was requested is logged: the ring without the buffers, and only pages that fit in the log.
   @Test func aLogOfTheRingAloneAndAShortOne() throws {
     let scratch = try Scratch()
     let bits = try Bits(bytes: 16 << 10)
@@ -189,7 +189,7 @@ private final class Bits: @unchecked Sendable {
     _ = queue.stop()
     let marked = bits.take()
     #expect(!marked.isEmpty && marked.allSatisfy { $0 >= Self.usedRingPage })
-    // One byte of log: eight pages. The used ring far behind it and buffers behind it are not noted, and nothing is hurt.
+    // A log of one byte: eight pages. Pages beyond it, the used ring's among them, are not logged, and nothing is overwritten.
     let short = try Bits(bytes: 1, offset: 4095)
     let again = try HandQueue(
       queue.device, 0, SharedMemory(), log: QueueLog(log: short.log, coversBuffers: true, usedRing: .max))
@@ -199,7 +199,7 @@ private final class Bits: @unchecked Sendable {
     #expect(short.take().allSatisfy { $0 < 8 })
   }
 
-  /// The marks of one byte are set by several at once, and taken away in the meantime: none is lost.
+  /// Several threads set bits of one byte while another one clears them: no mark is lost.
   @Test func marksAreNotLostBesideEachOther() throws {
     let bits = try Bits(bytes: 1)
     let rounds = 5000

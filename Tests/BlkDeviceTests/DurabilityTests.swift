@@ -1,4 +1,4 @@
-/// When a write has to be on stable storage (virtio 5.2.5.2, 5.2.5.3, 5.2.6.2): what each choice of features makes of it.
+/// When a write has to be on stable storage (virtio 5.2.5.2, 5.2.5.3, 5.2.6.2), for each choice of features.
 import Glibc
 import GuestDriver
 import Testing
@@ -19,8 +19,8 @@ import VirtioCore
     ([.blockConfigWCE], 1, false),
   ]
 
-  /// Clauses blk.op.14 and blk.op.15, and what is left to FLUSH. The first operations that the engine gets, for a write, a
-  /// discard and a write-zeroes.
+  /// Clauses blk.op.14 and blk.op.15, and what is left to FLUSH: the first operations that the engine receives for a write,
+  /// a discard and a write-zeroes.
   @Test(arguments: choices) func writesAreStableUnlessAFlushCanCommitThem(choice: Choice) throws {
     let (features, writeback, isDurable) = choice
     let script = try Script(completesLater: true)
@@ -31,7 +31,7 @@ import VirtioCore
     #expect(script.records.map(\.isDurable) == [isDurable])
     try rig.expect(.discard([BlockRange(sector: 8, sectors: 8)]))
     try rig.expect(.writeZeroes([BlockRange(sector: 16, sectors: 8), BlockRange(sector: 32, sectors: 8)]))
-    // What fallocate did is committed by a flush of its own, once for the request.
+    // What fallocate changed is committed by a separate flush, once per request.
     let flush = isDurable ? ["flush"] : []
     #expect(
       script.records.dropFirst().map { "\($0.kind)" } == ["punchHole"] + flush + ["zeroRange", "zeroRange"] + flush)
@@ -40,7 +40,7 @@ import VirtioCore
     #expect(script.records.last?.kind == .read && script.records.last?.isDurable == false)
   }
 
-  /// A write-zeroes that has to write is as durable as a write.
+  /// A write-zeroes that has to be done with writes is as durable as a write.
   @Test func writtenZeroesAreStable() throws {
     let refused = Script.Action.result(-EOPNOTSUPP)
     let script = try Script([refused, refused])
@@ -50,7 +50,7 @@ import VirtioCore
     #expect(last.contains { $0.kind == .write && $0.isDurable } || last.last?.kind == .flush)
   }
 
-  /// i.blk.wce.1: the toggle counts for the requests that come after it.
+  /// i.blk.wce.1: the new mode applies to the requests that follow.
   @Test func toggledWhileItRuns() throws {
     let script = try Script()
     let rig = try Rig(RigOptions(script: script))
@@ -88,7 +88,7 @@ import VirtioCore
     #expect(script.records.map(\.kind) == [.write, .flush])
   }
 
-  /// legacy.blk.6: FLUSH_OUT is FLUSH for a legacy driver, and nothing for another one.
+  /// legacy.blk.6: FLUSH_OUT is FLUSH for a legacy driver, and unsupported for any other.
   @Test func legacyFlushOut() throws {
     let flushOut = BlockRequest(type: BlockRequestType(rawValue: 5))
     let script = try Script()
@@ -104,7 +104,7 @@ import VirtioCore
 
   // MARK: negotiation
 
-  /// blk.init.1 and blk.init.2, and whatever the image is.
+  /// blk.init.1 and blk.init.2, for every image.
   @Test(arguments: [false, true]) func flushIsOffered(isReadOnly: Bool) throws {
     let rig = try Rig(RigOptions(isReadOnly: isReadOnly))
     #expect(rig.device.features.contains([.blockFlush, .blockConfigWCE]))
@@ -114,7 +114,7 @@ import VirtioCore
   @Test func configWCEWithoutFlushStartsAtZero() throws {
     let rig = try Rig(RigOptions(features: [.version1, .blockConfigWCE]))
     #expect(rig.transport.readConfiguration(at: 32, count: 1) == [0])
-    // The same choice again is no new negotiation.
+    // Negotiating the same features again changes nothing.
     rig.transport.writeConfiguration(at: 32, [1])
     rig.device.negotiated([.version1, .blockConfigWCE])
     #expect(rig.transport.readConfiguration(at: 32, count: 1) == [1])
@@ -140,12 +140,12 @@ import VirtioCore
     #expect(mode() == [writeback])
     try transport.setStatus([.acknowledge, .driver, .driverOK])
     #expect(transport.status().contains(.driverOK))
-    // Only DRIVER_OK without CONFIG_WCE may change it; ours has no reason to.
+    // Only DRIVER_OK without CONFIG_WCE may change it; this device has no reason to.
     #expect(mode() == [writeback])
     try transport.reset()
   }
 
-  /// blk.init.4, and bytes that belong to features that are not offered.
+  /// blk.init.4, and bytes of features that are not offered.
   @Test func paddingIsZero() throws {
     let rig = try Rig()
     let bytes = rig.transport.readConfiguration(at: 0, count: 96)
@@ -156,7 +156,7 @@ import VirtioCore
     #expect(rig.transport.readConfiguration(at: -8, count: 12).count == 12)
   }
 
-  /// Only `writeback` is the driver's to write, and only 0 and 1 mean something (virtio 5.2.4.1).
+  /// A driver may write only `writeback`, and only 0 and 1 are valid (virtio 5.2.4.1).
   @Test(arguments: [
     (offset: 32, bytes: [UInt8(0)], isTaken: true), (32, [1], true), (32, [2], false), (32, [255], false),
     (0, [1], false), (31, [0], false), (33, [0], false), (32, [], false), (32, [0, 0], true), (32, [0, 1], false),

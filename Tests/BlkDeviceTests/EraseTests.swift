@@ -1,4 +1,4 @@
-/// SECURE_ERASE (virtio 5.2.6): the range is overwritten, and what was there is gone when the answer comes.
+/// SECURE_ERASE (virtio 5.2.6): the range is overwritten, and the old data is gone before the request is answered.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -17,7 +17,7 @@ import VirtioCore
     let rig = try Rig(Self.options(engine, medium))
     let data = pattern(4 << 20)
     try rig.expect(.write(sector: 0, data))
-    // Two ranges, of which one is longer than what is written at once, and a hole behind the data.
+    // Two ranges, one of them longer than a single write, and a hole after the data.
     try rig.expect(
       .secureErase([
         BlockRange(sector: 16, sectors: 8), BlockRange(sector: 1024, sectors: 5 << 11),
@@ -28,12 +28,12 @@ import VirtioCore
       expected.replaceSubrange(range, with: zeroes(range.count))
     }
     #expect(try firstDifference(rig.contents(at: 0, count: 8 << 20), expected) == nil)
-    // Written, not punched: the space is still the image's, and a hole is one no more.
+    // Written, not punched: the image keeps its space, and the hole is filled.
     #expect(try rig.scratch.allocated(rig.path) >= 1024 * 512 + 5 << 20)
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// No file system is asked for zeroes in a cleverer way, and the flush comes after the last write.
+  /// The file system is never asked for a cheaper way to zero, and the flush follows the last write.
   @Test func itIsWrittenAndFlushed() throws {
     let script = try Script()
     var options = Self.options()
@@ -46,7 +46,7 @@ import VirtioCore
     #expect(records.dropLast().reduce(0) { $0 + $1.length } == 4096 + 4096 * 512)
   }
 
-  /// A write or a flush that fails fails the request.
+  /// A failed write or flush fails the request.
   @Test(arguments: [0, 1, 2]) func aFailureIsTold(at place: Int) throws {
     let script = try Script((0..<place).map { _ in .whole } + [.result(-5)])
     var options = Self.options()
@@ -71,7 +71,7 @@ import VirtioCore
       BlockRange(sector: 4, sectors: 8), BlockRange(sector: 0, sectors: 12), BlockRange(sector: end, sectors: 8),
       BlockRange(sector: end - 8, sectors: 16), BlockRange(sector: .max - 7, sectors: 8),
     ] {
-      // The first one is fine, and stays as it is: a request is checked as a whole.
+      // The first range is valid, and still is not erased: a request is validated as a whole.
       try rig.expect(.secureErase([BlockRange(sector: 0, sectors: 8), range]), .ioError)
     }
     for length in [0, 8, 15, 17] {
@@ -84,7 +84,7 @@ import VirtioCore
     let rig = try Rig()
     #expect(!rig.client.session.offered.contains(BlockFeature.secureErase))
     try rig.expect(.secureErase([BlockRange(sector: 0, sectors: 8)]), .unsupported)
-    // A disk that is only read offers it to nobody.
+    // A read-only disk offers it to no driver.
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(), isReadOnly: true))
     var options = BlockDeviceOptions()
@@ -92,12 +92,12 @@ import VirtioCore
     #expect(try !BlockDevice(image: image, options: options).features.contains(.blockSecureErase))
   }
 
-  /// It takes as much of a limit of bytes as a write does.
+  /// A byte limit counts it like a write.
   @Test func aLimitHoldsForIt() throws {
     var options = Self.options()
     options.device.limits.writeBytes = RateLimit(perSecond: 64 << 20, burst: 1 << 20)
     let rig = try Rig(options)
-    // All at once: one that comes when the one before is done finds that it has waited long enough, if that took long.
+    // All at once: a request submitted after a slow one would find that enough time has passed already.
     let queue = rig.client.queues[0]
     for _ in 0..<4 { _ = try #require(try queue.submit(.secureErase([BlockRange(sector: 0, sectors: 4096)]))) }
     queue.publish()

@@ -1,4 +1,4 @@
-/// Faults deliberately: what each of them becomes for the driver, on every engine, and that nothing else is hit.
+/// Injected faults: what the driver sees of each, on every engine, and that other requests are not affected.
 import Foundation
 import Glibc
 import GuestDriver
@@ -28,10 +28,10 @@ import VirtioCore
   private static let discard = BlockRequest.discard([BlockRange(sector: 8, sectors: 16)])
   private static let zero = BlockRequest.writeZeroes([BlockRange(sector: 8, sectors: 16)])
 
-  /// An errno that comes once. What is tried again, or done in another way, is no error for the driver.
+  /// An errno injected once. An operation that is retried, or done in another way, is no error for the driver.
   private static let once: [Case] = FaultRule.errors.flatMap { name, number -> [Case] in
     let isTransient = number == EAGAIN || number == EINTR
-    // What the medium does not know is done in another way, or is advice.
+    // What the medium does not support is done in another way, or is only advice.
     let isRefusal = isTransient || number == EOPNOTSUPP || number == EINVAL
     return [
       Case("read:\(name):count=1", request: read, isTransient ? .ok : .ioError),
@@ -77,7 +77,7 @@ import VirtioCore
       options.device.faults = try test.rules.map { try #require(FaultRule($0)) }
       let rig = try Rig(options)
       try rig.expect(test.request, test.status, "\(engine)")
-      // Elsewhere all continues.
+      // Other sectors are not affected.
       let other = BlockRequest.write(sector: 1024, pattern(512, seed: 3))
       try rig.expect(other, test.rules == ["write:eio:after=1:count=1"] ? .ioError : .ok, "\(engine)")
       guard test.status == .ok, test.request.type == .write else { continue }
@@ -85,7 +85,7 @@ import VirtioCore
     }
   }
 
-  /// Everything at once that a driver must not notice, under a verified workload.
+  /// All faults that must stay hidden from the driver, at the same time, under a verified workload.
   @Test(arguments: engines) func nothingThatCanBeMendedIsNoticed(engine: EngineKind) throws {
     var options = RigOptions(engine: engine, size: 8 << 20)
     options.device.queueCount = 2
@@ -99,7 +99,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// A fault that is to happen so often happens so often, however many threads there are.
+  /// A fault with a count occurs that many times, however many threads there are.
   @Test func countsAreOfTheDisk() throws {
     var options = RigOptions(engine: .sync, size: 1 << 20)
     options.device.queueCount = 4
@@ -112,7 +112,7 @@ import VirtioCore
     #expect(failed == 3)
   }
 
-  /// What never ends holds up itself alone, and the end of the program only for as long as it was told to wait.
+  /// A request that never completes affects no other, and delays the end of the program only by the configured time.
   @Test(arguments: [EngineKind.sync, .uring, .threads, .mapped]) func neverIsOnlyForOne(engine: EngineKind) throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 1 << 20)
@@ -120,7 +120,7 @@ import VirtioCore
     let program = try ChildProgram([
       ChildProgram.vmmBlk, "serve", "--engine", engine.rawValue, "--direct", "off", "--blk-file", image, "--socket-path",
       socket, "--inject", "write:never:count=1", "--drain-timeout", "1",
-      // In order, what comes after it on its own queue would wait for it.
+      // In order, later requests on its queue would wait for it.
       "--publish-in-order", "off",
     ])
     try program.waitForSocket(socket)
@@ -167,7 +167,7 @@ import VirtioCore
     #expect(FaultRule("flush:errno=28")?.effect == .error(ENOSPC))
   }
 
-  /// A medium that is none cannot fail.
+  /// Without a medium, no fault can be injected.
   @Test func nothingFailsWithoutAMedium() throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()
@@ -183,7 +183,7 @@ import VirtioCore
     var testDescription: String { arguments.joined(separator: " ") }
   }
 
-  /// The command line's words, and the list's.
+  /// Mistakes on the command line, and in a list of disks.
   @Test(arguments: [
     Words(arguments: ["--inject", "write:oops"], says: "WHICH:FAULT"),
     Words(arguments: ["--inject", "write:eio", "--engine", "null"], says: "has no medium that could fail"),

@@ -1,4 +1,4 @@
-/// The table of features in Docs/features.md says what the code offers, and nothing else.
+/// The feature tables in Docs/features.md list exactly what the code offers.
 import Foundation
 import GuestDriver
 import Testing

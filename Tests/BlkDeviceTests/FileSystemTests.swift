@@ -1,4 +1,4 @@
-/// DISCARD and WRITE_ZEROES on file systems that can do all of it, some of it, or nothing.
+/// DISCARD and WRITE_ZEROES on file systems that support both, one, or neither.
 import CLinux
 import Foundation
 import GuestDriver
@@ -21,7 +21,7 @@ import VirtioCore
   }
 
   private static func expectZeroesInTheRange(_ rig: Rig, _ note: String) throws {
-    // By the guest, and by the host.
+    // As the guest reads it, and as the host does.
     let answer = try rig.expect(.read(sector: 2047, bytes: (1 << 20) + 1024)).answer
     for bytes in [answer, try rig.contents(at: (1 << 20) - 512, count: (1 << 20) + 1024)] {
       let around = [UInt8](repeating: 0xaa, count: 512)
@@ -58,7 +58,7 @@ import VirtioCore
     }
   }
 
-  /// ramfs knows neither holes nor unwritten ranges.
+  /// ramfs supports neither holes nor unwritten extents.
   @Test(.enabled(if: Host.canMount, "mounts are not possible here")) func aFileSystemThatCanDoNeither() async {
     await #expect(processExitsWith: .success) {
       try Self.withMount(["-t", "ramfs", "none"]) { folder in
@@ -75,14 +75,14 @@ import VirtioCore
             try rig.expect(.writeZeroes([range]))
             try Self.expectZeroesInTheRange(rig, "\(engine), unmap \(unmap)")
           }
-          // A driver that was not offered it gets the answer of a type that does not exist.
+          // For a driver that was not offered it, it is an unsupported type.
           try rig.expect(.discard([Self.range]), .unsupported)
         }
       }
     }
   }
 
-  /// ext2 punches holes and cannot keep space: the result is right all the same.
+  /// ext2 punches holes but cannot preallocate: the result is right all the same.
   @Test(.enabled(if: Host.canMount && Host.hasLoop, "loop mounts are not possible here"))
   func aFileSystemThatOnlyPunches() async {
     await #expect(processExitsWith: .success) {
@@ -105,7 +105,7 @@ import VirtioCore
     }
   }
 
-  /// Only this thread and those that it makes see the mount; it goes with the last of them.
+  /// Only this thread and the threads it creates see the mount; it goes with the last of them.
   static func withMount(_ arguments: [String], _ body: (String) throws -> Void) throws {
     let scratch = try Scratch()
     guard unshare(CLONE_NEWNS) == 0 else { throw Errno(rawValue: errno) }

@@ -1,4 +1,4 @@
-/// Where io_uring is forbidden, as in many containers: the program says so once and works, or refuses in one sentence.
+/// Where io_uring is forbidden, as in many containers, the program warns once and works, or refuses in one sentence.
 import Foundation
 import GuestDriver
 import Testing
@@ -7,7 +7,7 @@ import VirtioCore
 
 @Suite(.enabled(if: Host.hasPython, "python3 is not there; 'Scripts/setup.sh counts' installs it"))
 struct ForbiddenUringTests {
-  /// Runs a program with a seccomp filter under which a system call fails with an errno.
+  /// Runs a program with a seccomp filter that makes a system call fail with an errno.
   private static let wrapper = """
     import ctypes, os, struct, sys
     libc = ctypes.CDLL(None, use_errno=True)
@@ -31,7 +31,7 @@ struct ForbiddenUringTests {
   }
 
   @Test(arguments: [
-    // io_uring_setup, and io_uring_enter: a ring that can be made and not be entered is none.
+    // io_uring_setup, and io_uring_enter: a ring that can be created but not entered is useless.
     (errno: EPERM, call: 425, direct: "off", engine: "sync"), (ENOSYS, 425, "off", "sync"), (EPERM, 425, "auto", "aio"),
     (EPERM, 426, "off", "sync"), (EACCES, 426, "auto", "aio"),
   ])

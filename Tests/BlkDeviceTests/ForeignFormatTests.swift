@@ -1,4 +1,4 @@
-/// Images of other formats are refused where they are opened, and nothing that a guest writes opens another file.
+/// Images of other formats are refused when they are opened, and nothing that a guest writes makes another file be opened.
 import CLinux
 import Foundation
 import GuestDriver
@@ -8,7 +8,7 @@ import VirtioBlkDevice
 @Suite struct ForeignFormatTests {
   struct Sample: Sendable, CustomTestStringConvertible {
     var format: String
-    /// From the end where it is negative.
+    /// Counted from the end if negative.
     var offset: Int
     var bytes: [UInt8]
     var testDescription: String { "\(format) by \(bytes) at \(offset)" }
@@ -43,18 +43,18 @@ import VirtioBlkDevice
         _ = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
       }
     }
-    // A user who knows better says so, and the bytes are the disk's.
+    // A user who knows better can say so, and the bytes are the disk's.
     let image = try ImageFile(ImageOptions(path: path, format: .raw))
     #expect(image.size == 1 << 20)
   }
 
-  /// As qemu-img makes them, of any number of bytes: not a word of making them longer, which is for raw disks.
+  /// Files of any length, as qemu-img makes them: the error does not suggest to lengthen them, which applies to raw disks only.
   @Test(arguments: samples) func anotherFormatOfAnyLengthIsCalledWhatItIs(sample: Sample) throws {
     let scratch = try Scratch()
     let path = try Self.image(sample, scratch)
     let file = try #require(FileHandle(forUpdatingAtPath: path))
     let end = try file.seekToEnd()
-    // What says so at the end stays there.
+    // A signature at the end stays at the end.
     try file.seek(toOffset: end - 512)
     let tail = try file.readToEnd() ?? Data()
     try file.seek(toOffset: end - 512 + 16)
@@ -72,12 +72,12 @@ import VirtioBlkDevice
       let path = try Self.image(Sample("none", offset, text), scratch)
       #expect(try ImageFile(ImageOptions(path: path)).size == 1 << 20)
     }
-    // Smaller than what is looked at.
+    // Smaller than the part that is examined.
     let path = try scratch.image("small", size: 512)
     #expect(try ImageFile(ImageOptions(path: path)).size == 512)
   }
 
-  /// A guest writes such a header on the running disk: the bytes are its own, then and with `--format raw` later.
+  /// A guest writes such a header on a running disk: it is data, now and later with `--format raw`.
   @Test func aGuestMayWriteWhatItLikes() throws {
     let rig = try Rig()
     let header: [UInt8] = [0x51, 0x46, 0x49, 0xfb] + zeroes(508)

@@ -1,11 +1,11 @@
-/// One queue, started and stopped by hand, with a driver on it: for what no transport does by itself.
+/// One queue, started and stopped by hand, with a driver on it: for what no transport does on its own.
 import Testing
 import VirtioBlkDevice
 import VirtioCore
 
 @testable import GuestDriver
 
-/// Guest memory as both sides see it.
+/// Guest memory, mapped by both sides.
 struct SharedMemory {
   let driver: DriverMemory
   let device: GuestMemory
@@ -23,7 +23,7 @@ struct SharedMemory {
 
 final class HandQueue {
   let device: BlockDevice
-  /// The account of the device's queues, which those on one device share.
+  /// Tracks the device's queues; queues on one device share it.
   let attended: AttendedDevice
   let queue: BlockQueue
   let ring: RingMemory
@@ -33,7 +33,7 @@ final class HandQueue {
   private let doorbell: Doorbell?
   private(set) var activation: Activation
 
-  /// - Parameter tables: how many requests can be in indirect tables at once; those beyond are in the ring.
+  /// - Parameter tables: how many requests can use indirect tables at once; further ones use the ring.
   init(
     _ device: BlockDevice, _ index: Int, _ memory: SharedMemory, size: UInt16 = 16,
     features: FeatureSet = BlockFeature.understood, tables: Int = 0, publishesInOrder: Bool = false, usesDoorbell: Bool = false,
@@ -63,7 +63,7 @@ final class HandQueue {
       publishesInOrder: publishesInOrder, log: log)
   }
 
-  /// The same ring and driver, with a device that continues where the one before it ended.
+  /// The same ring and driver, on a device that continues where the previous one stopped.
   init(taking other: HandQueue, on device: BlockDevice) throws {
     self.device = device
     attended = AttendedDevice(device)
@@ -71,13 +71,13 @@ final class HandQueue {
     activation = other.activation
   }
 
-  /// What the device knows of memory from the next start on.
+  /// Replaces the memory that the device uses, from the next start on.
   func use(_ memory: GuestMemory) { activation.memory = memory }
 
-  /// Written pages are noted from the next start on.
+  /// Written pages are logged from the next start on.
   func log(_ log: QueueLog) { activation.log = log }
 
-  /// Where a ring begins that nobody has used.
+  /// The position of a ring that has not been used yet.
   var beginning: QueuePosition {
     ring.layout.format == .packed ? QueuePosition(available: PackedPosition.start, used: PackedPosition.start) : QueuePosition()
   }
@@ -88,7 +88,7 @@ final class HandQueue {
     try attended.startAndWait(activation)
   }
 
-  /// The same, but nothing is taken before the release.
+  /// The same, but no request is taken before the release.
   func startHeld(at position: QueuePosition? = nil, record: InflightMemory? = nil) throws {
     var held = activation
     held.position = position ?? beginning
@@ -115,6 +115,6 @@ final class HandQueue {
     return try #require(outcome)
   }
 
-  /// The driver's index words in memory.
+  /// The used index in memory.
   var usedIndex: UInt16 { queue.ring.ring.usedIndex.loadAcquire() }
 }

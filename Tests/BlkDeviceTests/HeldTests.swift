@@ -1,4 +1,4 @@
-/// Queues that are prepared, started held, and released: nothing happens before its time, and nothing slow is left for it.
+/// Queues that are prepared, started held, and released: nothing happens before the release, and nothing slow is left for it.
 import Foundation
 import Glibc
 import GuestDriver
@@ -58,7 +58,7 @@ import VirtioCore
       }
     }
 
-    /// The worker has had its turn, and more than one.
+    /// Gives the worker time for several turns.
     func letTheWorkerLook() throws {
       for _ in 0..<20 {
         EventCounter.signal(hand.kick.rawValue)
@@ -87,7 +87,7 @@ import VirtioCore
     attended.releaseAll()
     try disk.reap(5)
     #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
-    // Released again, nothing changes.
+    // Releasing it again changes nothing.
     attended.releaseAll()
     #expect(disk.hand.stop() == QueuePosition(available: 6, used: 6))
     if engine != .null {
@@ -97,7 +97,7 @@ import VirtioCore
     }
   }
 
-  /// The record of what is in flight belongs to the one who continues until the release.
+  /// Until the release, the in-flight record belongs to the previous server.
   @Test(arguments: [EngineKind.uring, .sync]) func aHeldQueueLeavesTheRecordAlone(engine: EngineKind) throws {
     let disk = try Disk(engine)
     try disk.submit(6)
@@ -118,18 +118,18 @@ import VirtioCore
     #expect(record.inFlight.isEmpty && record.used == 6)
   }
 
-  /// Who had the queue before has told the driver of all that it answered: one call more for each takeover is one too many for
+  /// The previous server has notified the driver of all that it answered. A call for each takeover would be one too many for
   /// a driver that asked for none.
   @Test(arguments: [false, true]) func aReleaseNotifiesNobody(isInOrder: Bool) throws {
     let disk = try Disk(.sync, publishesInOrder: isInOrder)
     try disk.hand.startHeld()
     disk.hand.attended.releaseAll()
-    // The stop comes after the release.
+    // The stop is handled after the release.
     #expect(disk.hand.stop() == QueuePosition())
     #expect(EventCounter.drain(disk.hand.call.rawValue) == 0)
   }
 
-  /// What is wrong with a ring is found before the release.
+  /// A broken ring is found before the release.
   @Test func aRingThatIsNoneIsRefusedHeld() throws {
     let disk = try Disk(.sync)
     try disk.hand.attended.prepareAndWait([0], memory: disk.memory.device, isRecorded: false)
@@ -143,7 +143,7 @@ import VirtioCore
 
   // MARK: Preparing
 
-  /// What was prepared, and not needed after all, is gone; and so is what the last owner of a device leaves.
+  /// A worker that was prepared and never started goes away, and so do those that the last owner of a device leaves.
   @Test func whatIsPreparedGoes() async {
     await #expect(processExitsWith: .success) {
       for engine in HeldTests.engines {
@@ -153,11 +153,11 @@ import VirtioCore
     }
   }
 
-  /// In a process of its own.
+  /// Runs in a separate process.
   private static func prepareInVain(_ engine: EngineKind) throws {
     let disk = try Disk(engine, queues: 2) {
       $0.threads = 2
-      // A worker that never sleeps has nothing to look at before its first start.
+      // A worker that never sleeps has nothing to check before its first start.
       if engine == .sync { $0.waiting = .busy }
     }
     let (memory, attended) = (disk.memory.device, disk.hand.attended)
@@ -172,7 +172,7 @@ import VirtioCore
     attended.unprepare()
     try settle(disk)
     try waitUntil("the workers of \(engine) are gone") { hasNoThreads }
-    // An answer that nobody waits for any more does not come.
+    // An answer that nobody waits for is dropped.
     attended.prepare([0, 1], memory: memory, isRecorded: false)
     attended.unprepare()
     try waitUntil("the workers of \(engine) are gone again") {
@@ -189,7 +189,7 @@ import VirtioCore
     try disk.hand.attended.prepareAndWait([0, 1], memory: disk.memory.device, isRecorded: false)
     try disk.hand.start(record: record.memory)
     #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
-    // A worker that runs has what it needs; one of the other kind can only come after it.
+    // A running worker has what it needs; one of the other kind can only follow it.
     for isRecorded in [true, false] {
       try disk.hand.attended.prepareAndWait([0, 1], memory: disk.memory.device, isRecorded: isRecorded)
       #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
@@ -199,7 +199,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition(available: 4, used: 4))
   }
 
-  /// Preparing and starting over and over, at the moment when the worker before ends.
+  /// Prepares and starts over and over, at the moment when the previous worker ends.
   @Test func aWorkerThatIsEndingIsPreparedAgain() throws {
     let disk = try Disk(.sync)
     var position = QueuePosition()
@@ -213,18 +213,18 @@ import VirtioCore
     #expect(position == QueuePosition(available: 4, used: 4))
   }
 
-  /// However few descriptors there are: it is prepared, or it says why not and has nothing left.
+  /// However few descriptors there are, preparing succeeds, or reports why not and keeps nothing.
   @Test func outOfDescriptors() async {
     await #expect(processExitsWith: .success) {
       for engine in [EngineKind.sync, .uring, .threads] { try HeldTests.prepareWithFewDescriptors(engine) }
     }
   }
 
-  /// In a process of its own.
+  /// Runs in a separate process.
   private static func prepareWithFewDescriptors(_ engine: EngineKind) throws {
     let disk = try Disk(engine, queues: 2) { $0.threads = 2 }
     let attended = disk.hand.attended
-    // Everything that is made at the first use of something is there.
+    // What is made at its first use exists from here on.
     try attended.prepareAndWait([0, 1], memory: disk.memory.device, isRecorded: false)
     attended.unprepare()
     try settle(disk)
@@ -233,7 +233,7 @@ import VirtioCore
     try #require(unsafe getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0)
     limit.rlim_cur = 256
     try #require(unsafe setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit) == 0)
-    // Descriptors are taken until none is left, and given back one by one.
+    // All descriptors are used up, and given back one by one.
     var taken: [Int32] = []
     while case let descriptor = dup(0), descriptor >= 0 { taken.append(descriptor) }
     var (refused, prepared) = (0, 0)
@@ -266,10 +266,10 @@ import VirtioCore
     }
   }
 
-  /// Threads of this process whose names begin so. For a process of a test's own.
+  /// Threads of this process whose names begin with `name`. For tests that run in a separate process.
   private static func threads(_ name: String) -> Set<String> {
     ThisProcess.threads.filter { thread in
-      // One that ends at this moment has no name any more.
+      // A thread that is ending has no name any more.
       (try? String(contentsOfFile: "/proc/self/task/\(thread)/comm", encoding: .utf8))?.hasPrefix(name) ?? false
     }
   }

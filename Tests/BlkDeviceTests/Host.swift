@@ -1,14 +1,14 @@
-/// What this machine lets a test do, and the loop devices that some of them need.
+/// What tests can do on this machine, and the loop devices that some of them need.
 import CLinux
 import Foundation
 import Testing
 import VirtioBlkDevice
 
-/// Looked at once.
+/// Each is determined once.
 enum Host {
   static let isRoot = geteuid() == 0
 
-  /// Runs a program and waits. - Returns: its output, or `nil` when it failed.
+  /// Runs a program and waits. - Returns: its output, or `nil` if it failed.
   static func run(_ arguments: String...) -> String? {
     guard let child = try? ChildProgram(["/usr/bin/env"] + arguments) else { return nil }
     let (status, output) = child.wait()
@@ -17,7 +17,7 @@ enum Host {
 
   static let hasPython = run("python3", "-c", "import ctypes") != nil
 
-  /// Direct I/O in the temporary folder is particular about buffers.
+  /// Direct I/O in the temporary folder refuses misaligned buffers.
   static let refusesOddBuffers: Bool = {
     guard let scratch = try? Scratch(), let path = try? scratch.image(),
       let image = try? ImageFile(ImageOptions(path: path))
@@ -25,31 +25,31 @@ enum Host {
     return image.isDirect && image.memoryAlignment > 1
   }()
 
-  /// A loop device can be made here.
+  /// Loop devices can be created here.
   static let hasLoop: Bool = {
     guard isRoot, let device = run("losetup", "--find") else { return false }
     return device.hasPrefix("/dev/loop")
   }()
 
-  /// A thread can have mounts of its own.
+  /// A thread can have a mount namespace of its own.
   static let canMount: Bool = isRoot && run("unshare", "-m", "mount", "-t", "ramfs", "none", "/mnt") != nil
 }
 
 extension Host {
-  /// A file system on a disk can be made and mounted here.
+  /// File systems on disks can be created and mounted here.
   static let canMountDisks: Bool = canMount && run("mkfs.ext4", "-V") != nil
 
-  /// A zram device can be made here.
+  /// zram devices can be created here.
   static let hasZram: Bool = unsafe isRoot && access("/sys/class/zram-control/hot_add", R_OK) == 0
 }
 
-/// A zram device of this test's own, gone when the test is over.
+/// A zram device, removed when the test is over.
 final class ZramDevice {
   let path: String
   private let number: String
 
   init(size: Int) throws {
-    // Reading makes a device and tells its number.
+    // Reading creates a device and returns its number.
     let text = try String(contentsOfFile: "/sys/class/zram-control/hot_add", encoding: .utf8)
     number = text.trimmingCharacters(in: .whitespacesAndNewlines)
     path = "/dev/zram" + number
@@ -58,7 +58,7 @@ final class ZramDevice {
   }
 
   deinit {
-    // The one before may have it for a moment longer.
+    // The previous user may still have it open for a moment.
     for _ in 0..<1000 {
       if (try? "1".write(toFile: "/sys/block/zram\(number)/reset", atomically: false, encoding: .utf8)) != nil,
         (try? number.write(toFile: "/sys/class/zram-control/hot_remove", atomically: false, encoding: .utf8)) != nil
@@ -70,7 +70,7 @@ final class ZramDevice {
   }
 }
 
-/// A loop device, gone when the test is over.
+/// A loop device, removed when the test is over.
 final class LoopDevice {
   let path: String
   let file: String

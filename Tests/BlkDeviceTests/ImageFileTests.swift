@@ -1,4 +1,4 @@
-/// Which images are accepted, and what is said about the others.
+/// Which files are accepted as images, and the errors for the others.
 import CLinux
 import Foundation
 import Glibc
@@ -33,7 +33,7 @@ import VirtioCore
     }
   }
 
-  /// Two open descriptions stand for two processes: the lock belongs to the description.
+  /// Two open file descriptions stand for two processes: the lock belongs to the description.
   @Test func keepsTwoWritersApart() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -49,15 +49,16 @@ import VirtioCore
     #expect(one.isReadOnly && two.isReadOnly)
   }
 
-  // MARK: Locks that travel
+  // MARK: Locks that are handed over
 
-  /// A lock is its open description's: a process that was given that keeps everybody else away, through any number of hands.
+  /// A lock belongs to its open file description: a process that receives that keeps all others out, through any number of
+  /// hand-overs.
   @Test(arguments: ImageOptions.Direct.allCases) func aLockTravels(direct: ImageOptions.Direct) throws {
     let scratch = try Scratch()
     try LockTravel.run(scratch.image(), direct)
   }
 
-  /// Until the old server has released it, the lock is its.
+  /// Until the old server has released it, the lock is the old server's.
   @Test func aTakeoverThatFailsLeavesTheLock() throws {
     let scratch = try Scratch()
     let path = try scratch.image()
@@ -84,7 +85,7 @@ import VirtioCore
     var options = ImageOptions(path: other)
     options.lock = try LockTravel.copy(image.lock)
     #expect(throws: ImageError.notTheSame(path: other)) { _ = try ImageFile(options) }
-    // Another name of the same file is none.
+    // Another name of the same file is not another file.
     let link = scratch.path + "/link"
     try #require(unsafe Glibc.link(path, link) == 0)
     options = ImageOptions(path: link)
@@ -129,11 +130,11 @@ import VirtioCore
     #expect(try descriptors() == 0)
   }
 
-  /// Not past the end, because there is nothing: the kernel refuses the question itself.
+  /// Nothing is tried beyond the end, because there is nothing: the kernel refuses offsets that large.
   @Test(arguments: Medium.allCases) func anImageOfTheLargestSizeCanDiscard(medium: Medium) throws {
     let scratch = try Scratch(in: medium.folder)
     let path = try scratch.image(size: 0)
-    // The largest size is found by halves.
+    // The largest size is found by bisection.
     var (size, step) = (0, 1 << 62)
     while step >= 4096 {
       if size &+ step > 0, unsafe truncate(path, off_t(size + step)) == 0 { size += step }
@@ -143,7 +144,7 @@ import VirtioCore
     #expect(try ImageFile(ImageOptions(path: path)).canDiscard)
   }
 
-  /// Bytes that are no UTF-8 are a name like any other.
+  /// A name that is not UTF-8 works like any other.
   @Test func aNameIsBytes() throws {
     let scratch = try Scratch()
     let bytes = scratch.path.utf8.map { CChar(bitPattern: $0) } + [0x2f, CChar(bitPattern: 0xff), 0x61, 0]
@@ -199,9 +200,9 @@ import VirtioCore
   }
 }
 
-/// An image that goes through the hands of three servers.
+/// An image that is handed over through three servers.
 enum LockTravel {
-  /// Another number for the same open description, as a process gets it.
+  /// A duplicate descriptor of the same open file description, as a process receives it.
   static func copy(_ lock: OwnedDescriptor?) throws -> OwnedDescriptor {
     let descriptor = try dup(#require(lock).rawValue)
     try #require(descriptor >= 0)

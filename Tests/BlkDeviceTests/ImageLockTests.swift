@@ -1,4 +1,4 @@
-/// The locks of an image that goes from one server to the next: who may open it, and until when.
+/// Locks of an image that one server hands to the next: who may open it, and until when.
 import CLinux
 import Foundation
 import Glibc
@@ -29,22 +29,22 @@ import VirtioCore
     return try ImageFile(options)
   }
 
-  /// The one after holds marks until it knows that the previous one is over with the image, or is gone with all that it had
-  /// in flight.
+  /// The next server holds marks until it knows that the previous one has finished with the image, or has ended with everything
+  /// that it had in flight.
   @Test(arguments: [false, true]) func aTakerIsSeenUntilItIsGone(isReadOnly: Bool) throws {
     let first = try ImageFile(ImageOptions(path: path, isReadOnly: isReadOnly))
     #expect(!first.isBeingTaken)
     do {
       let second = try taken(from: first, isReadOnly: isReadOnly)
       #expect(first.isBeingTaken)
-      // Who does not see itself.
+      // It does not see itself.
       #expect(!second.isBeingTaken)
     }
     #expect(!first.isBeingTaken, "it gave the image back")
     let second = try taken(from: first, isReadOnly: isReadOnly)
     second.endTaking()
     #expect(!first.isBeingTaken)
-    // And so with the next, whatever the first still holds.
+    // The same with the next server, whatever the first one still holds.
     let third = try taken(from: second, isReadOnly: isReadOnly)
     #expect(second.isBeingTaken)
     third.endTaking()
@@ -52,7 +52,7 @@ import VirtioCore
     withExtendedLifetime((first, second, third)) {}
   }
 
-  /// Killed after it took over: nothing of its locks is released by hand, and the claim is not its own.
+  /// The server was killed after a takeover: none of its locks was released by hand, and the claim is not its own.
   @Test func theRequestsOfADeadTakerKeepTheImage() throws {
     var first: ImageFile? = try ImageFile(ImageOptions(path: path))
     let mark: OwnedDescriptor
@@ -68,7 +68,7 @@ import VirtioCore
     #expect(!isLocked() && !isLocked(isReadOnly: true))
   }
 
-  /// A reader of an image is in nobody's way once it is gone.
+  /// A reader that has ended blocks nobody.
   @Test func aDeadReaderKeepsNothing() throws {
     var first: ImageFile? = try ImageFile(ImageOptions(path: path, isReadOnly: true))
     let number = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
@@ -81,7 +81,7 @@ import VirtioCore
     withExtendedLifetime(mark) {}
   }
 
-  /// One server after the other releases its own marks, and the claim stays with the last.
+  /// One server after the other releases its own marks, and the claim stays with the last one.
   @Test func theClaimIsTheLastOnes() throws {
     var server = try ImageFile(ImageOptions(path: path))
     for _ in 0..<3 {
@@ -96,8 +96,8 @@ import VirtioCore
     #expect(!isLocked())
   }
 
-  /// QEMU has a byte for each right, from 100 on, and one for each that it leaves to nobody else, from 200 on; all locks are
-  /// shared.
+  /// QEMU locks a byte for each right that it uses, from 100 on, and one for each that it denies to others, from 200 on; all
+  /// locks are shared.
   @Test(
     arguments: [([100], false), ([100, 201], false), ([100, 101, 103, 201, 203], true), ([101], true)] as [([off_t], Bool)])
   func aWriterThatLocksAsQEMUDoesIsSeen(bytes: [off_t], isWriter: Bool) throws {
@@ -118,7 +118,7 @@ import VirtioCore
         try ImageFile(ImageOptions(path: path, isReadOnly: true))
       }
       ImageLock.release(other.rawValue)
-      // Nothing is left of the one that was refused.
+      // The refused open leaves no lock.
       #expect(!isLocked())
     }
     #expect(try ImageLock.take(first.rawValue, path: path, isReadOnly: true))
@@ -126,7 +126,7 @@ import VirtioCore
     withExtendedLifetime((other, first, second)) {}
   }
 
-  /// Programs that know nothing of the parts lock the whole file.
+  /// Programs that do not know these byte ranges lock the whole file.
   @Test func aLockOnTheWholeFileIsInTheWay() throws {
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
     try #require(number >= 0)
@@ -144,12 +144,12 @@ import VirtioCore
     withExtendedLifetime(image) {}
   }
 
-  /// Who is in the way is told by number and name, and what it does only as far as its lock says that.
+  /// The error names the holder by process ID and name, and what it does only as far as its lock tells.
   @Test(.enabled(if: Host.hasPython, "python3 is not there; 'Scripts/setup.sh counts' installs it"), arguments: [false, true])
   func theHolderIsNamed(isReadOnly: Bool) throws {
     let nobody = "another process that writes to it: stop that one"
     #expect(LockHolder.words(path, stranger: "another process") == nobody)
-    // What has nothing to do with the lock.
+    // A descriptor without a lock, which has to be ignored.
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
     try #require(number >= 0)
     let file = OwnedDescriptor(number)
@@ -174,7 +174,7 @@ import VirtioCore
     withExtendedLifetime(file) {}
   }
 
-  /// Two disks of one server that want one image: the one that has it is named, and no process is to be stopped.
+  /// Two disks of one server use the same image: the disk that has it is named, and no process is to be stopped.
   @Test(arguments: [false, true], ["/run/first.sock", nil] as [String?]) func aDiskOfThisProcessIsNamed(
     isReadOnly: Bool, user: String?
   ) throws {
@@ -191,7 +191,7 @@ import VirtioCore
     #expect(LockHolder.words(path, stranger: "a process").hasPrefix("a process that"), "nobody has it any more")
   }
 
-  /// A golden image that one disk reads and another one is to write to.
+  /// A golden image that one disk reads and another one is about to write to.
   @Test func aFileUnderADiskOfThisProcessIsNamed() throws {
     let base = try scratch.image("base", size: 1 << 20)
     let top = scratch.path + "/top.qcow2"

@@ -1,4 +1,5 @@
-/// IN_ORDER: a driver that counts on the order of its requests gets their answers in it, however the medium and the operator have it.
+/// IN_ORDER: a driver that relies on the order of its requests gets their answers in that order, whatever the order of
+/// completion.
 import Foundation
 import GuestDriver
 import Testing
@@ -27,7 +28,7 @@ import VirtioCore
     }
   }
 
-  /// Completions come backwards: the driver sees them in its own order, and most of them share an answer.
+  /// The medium completes in reverse order: the driver sees its own order, and most requests share an answer.
   @Test(arguments: [RingFormat.split, .packed]) func answersComeInTheOrderOfTheRequests(_ ring: RingFormat) throws {
     let script = try Script(completesLater: true, isBackwards: true)
     let rig = try Rig(Self.options(ring, script: script))
@@ -37,7 +38,7 @@ import VirtioCore
       script.hold()
       var tags: [UInt32] = []
       for number in 0..<9 {
-        // Refused at once, and has to wait for those before it; its answer says less than that all was written.
+        // Refused at once, but it has to wait for those before it; its used length is shorter than its buffers.
         let request =
           number == 4 ? .read(sector: 1 << 40, bytes: 512) : BlockRequest.read(sector: UInt64(number), bytes: 512)
         tags.append(try #require(try queue.submit(request)))
@@ -60,7 +61,7 @@ import VirtioCore
     }
   }
 
-  /// One element stands for four requests, names the last of them, and lies where the first one's would.
+  /// One used element stands for four requests, names the last of them, and is where the first one's would be.
   @Test func aBatchHasOneElement() throws {
     let script = try Script(completesLater: true, isBackwards: true)
     let rig = try Rig(Self.options(.split, script: script))
@@ -112,7 +113,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// What is in flight is finished, and the ring stands behind it.
+  /// Requests in flight are finished, and the ring position is behind them.
   @Test(arguments: [RingFormat.split, .packed]) func aStopAnswersInOrder(_ ring: RingFormat) throws {
     let script = try Script(completesLater: true, isBackwards: true)
     let rig = try Rig(Self.options(ring, script: script))

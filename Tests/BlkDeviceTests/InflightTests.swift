@@ -1,4 +1,4 @@
-/// Queues with an in-flight record: what was interrupted is answered first, whatever happens in the meantime.
+/// Queues with an in-flight record: interrupted requests are answered first, whatever else happens.
 import CLinux
 import Glibc
 import GuestDriver
@@ -26,7 +26,7 @@ import VirtioCore
       options.engine = engine
       options.queueCount = queues
       options.threads = 1
-      // The driver counts on the order, too (IN_ORDER).
+      // The driver relies on the order, too (IN_ORDER).
       if isKnown { options.requestedFeatures = .inOrder }
       let image = try ImageFile(ImageOptions(path: path, direct: .off))
       if let script {
@@ -65,7 +65,7 @@ import VirtioCore
     }
   }
 
-  /// Four of six had been taken when the previous one ended. They come first, in the order in which they had been taken.
+  /// The previous server had taken four of six requests when it ended. They come first, in the order in which they were taken.
   @Test(arguments: [(false, false), (true, false), (false, true)])
   func interruptedRequestsComeFirst(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
@@ -91,7 +91,7 @@ import VirtioCore
     disk.record.interrupt(heads.prefix(7))
     try disk.hand.start(record: disk.record.memory)
     try disk.reapAll(12)
-    // It is an ordinary queue from then on.
+    // From then on it is an ordinary queue.
     for number in 0..<100 {
       #expect(try disk.hand.perform(.write(sector: UInt64(number), [UInt8](repeating: 9, count: 512))).status == .ok)
     }
@@ -100,7 +100,7 @@ import VirtioCore
     #expect(try disk.scratch.contents(disk.path, at: 0, count: 512 * 100) == [UInt8](repeating: 9, count: 512 * 100))
   }
 
-  /// More than the queue has slots: as many at a time as there are, and nothing new between them.
+  /// More interrupted requests than the queue has slots: as many at a time as there are slots, and nothing new between them.
   @Test func moreThanThereAreSlots() throws {
     let script = try Script(completesLater: true)
     let disk = try Disk(script, size: 4096)
@@ -116,7 +116,7 @@ import VirtioCore
     #expect(disk.record.inFlight.isEmpty)
   }
 
-  /// What was interrupted is in flight, so a stop waits for it; what was not taken stays where it is.
+  /// Interrupted requests are in flight, so a stop waits for them; the others stay in the ring.
   @Test func stopDuringTheRecoveryFinishesIt() throws {
     let script = try Script(completesLater: true)
     let disk = try Disk(script, size: 4096)
@@ -127,10 +127,10 @@ import VirtioCore
     try waitUntil("every slot is taken") { script.held == LaneContext.slots }
     #expect(disk.hand.attended.stop(queue: 0))
     disk.device.replaceFailure(queue: 0, .none)
-    // A worker that sees completions before its orders would continue with what is new.
+    // A worker that handles completions before control messages would go on with new requests.
     let call = try OwnedDescriptor.eventCounter()
     disk.device.replaceCall(queue: 0, .eventCounter(call))
-    try waitUntil("the worker has its orders") {
+    try waitUntil("the worker has its control messages") {
       var entry = pollfd(fd: call.rawValue, events: Int16(POLLIN), revents: 0)
       return unsafe poll(&entry, 1, 0) == 1
     }
@@ -144,7 +144,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition(available: 1200, used: 1200))
   }
 
-  /// A chain that the guest broke in the meantime stops the queue, and is still in the record.
+  /// A chain that the guest broke in the meantime stops the queue and stays in the record.
   @Test func brokenChainStopsTheRecovery() throws {
     let disk = try Disk()
     let heads = try disk.submitWrites(3)
@@ -154,7 +154,7 @@ import VirtioCore
     var view = memory.view()
     let found = view.contiguous(GuestAddress(table.rawValue + 16 * UInt64(heads[1])), count: 16)
     let entry = try #require(found, "the chain's first descriptor")
-    // A length of nothing, and the flag for an indirect table.
+    // A length of zero, and the flag for an indirect table.
     unsafe entry.base.storeBytes(of: 4 << 32, toByteOffset: 8, as: UInt64.self)
     try disk.hand.start(record: disk.record.memory)
     try disk.event("the queue has failed") { if case .queueFailed(0, _) = $0 { true } else { false } }
@@ -163,7 +163,7 @@ import VirtioCore
     #expect(disk.record.inFlight == [heads[1]])
   }
 
-  /// Somebody else holds the file and cuts it.
+  /// Another process holds the record's file and truncates it.
   @Test(arguments: [EngineKind.sync, .uring, .mapped]) func cutRecordStopsTheQueue(engine: EngineKind) throws {
     let disk = try Disk(engine: engine)
     let number = unsafe memfd_create("record", UInt32(MFD_CLOEXEC))
@@ -181,7 +181,7 @@ import VirtioCore
     #expect(disk.hand.stop() != nil)
   }
 
-  /// The kernel takes no more requests: what is in flight is neither answered nor forgotten.
+  /// The kernel accepts no more requests: those in flight are neither answered nor forgotten.
   @Test(arguments: [(false, false), (true, false), (false, true)])
   func lostMediumLeavesRequestsInFlight(isInOrder: Bool, isKnown: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
@@ -206,7 +206,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition())
   }
 
-  /// The one before may have ended between showing an answer and saying so.
+  /// The previous server may have ended after it published an answer and before it notified the driver.
   @Test func startSaysThatThereMayBeAnswers() throws {
     let disk = try Disk()
     try disk.hand.start(record: disk.record.memory)
@@ -216,7 +216,7 @@ import VirtioCore
 
   // MARK: With and without
 
-  /// The same queue with a record and without, in turn: a worker is of one kind.
+  /// The same queue with a record and without, alternating: a worker supports only one of the two.
   @Test func kindsFollowEachOther() throws {
     let disk = try Disk()
     var position = QueuePosition()
@@ -225,12 +225,13 @@ import VirtioCore
       #expect(try disk.hand.perform(.read(sector: 0, bytes: 512)).status == .ok)
       position = try #require(disk.hand.stop())
       #expect(position == QueuePosition(available: UInt16(round + 1), used: UInt16(round + 1)))
-      // What a run without it did is none of the record's business, but its used index is old now.
+      // A run without a record does not touch it, but its used index is old now.
       #expect(disk.record.inFlight.isEmpty)
     }
   }
 
-  /// Two queues on one thread: the other kind begins when the last of the first kind is over, and can be stopped before.
+  /// Two queues on one thread: the second kind starts when the last queue of the first kind has stopped, and can be stopped
+  /// earlier.
   @Test func otherKindWaitsForTheFirst() throws {
     let disk = try Disk(queues: 2)
     let other = try HandQueue(disk.device, 1, SharedMemory(), beside: disk.hand)
@@ -243,7 +244,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition(available: 1, used: 1))
     try disk.event("the other one runs") { $0 == .started(queue: 1) }
     #expect(try other.perform(.read(sector: 0, bytes: 512)).status == .ok)
-    // And back, with a stop that comes while it waits.
+    // And back, with a stop that arrives while it waits.
     disk.hand.attended.start(disk.hand.activation)
     disk.hand.attended.stop(queue: 0)
     #expect(other.stop() == QueuePosition(available: 1, used: 1))
@@ -251,7 +252,7 @@ import VirtioCore
     #expect(disk.hand.attended.isAtRest)
   }
 
-  /// A queue that was abandoned may never end, so nothing waits for it.
+  /// An abandoned queue may never end, so nothing waits for it.
   @Test func nothingWaitsForAQueueThatWasLeft() throws {
     let script = try Script(completesLater: true)
     let disk = try Disk(script, queues: 2)
@@ -273,7 +274,7 @@ import VirtioCore
   }
 }
 
-/// A record that is written and read through its file, as a front-end can: what is checked is the layout of vhost-user.
+/// A record that is written and read through its file, as a front-end can: this checks the layout that vhost-user specifies.
 struct RecordFile {
   let memory: InflightMemory
   private let size: UInt16
@@ -296,7 +297,7 @@ struct RecordFile {
     return Value(littleEndian: value)
   }
 
-  /// Queue 0 had taken these, in this order, and then ended, with nothing used so far.
+  /// Marks these heads of queue 0 as taken, in this order, with nothing used so far.
   func interrupt(_ heads: some Collection<UInt16>) {
     store(UInt16(1), at: 8)
     store(size, at: 10)
@@ -306,8 +307,8 @@ struct RecordFile {
     }
   }
 
-  /// Heads of queue 0 that are marked.
+  /// Heads of queue 0 that are marked as in flight.
   var inFlight: Set<UInt16> { Set((0..<size).filter { load(UInt8.self, at: 16 + 16 * Int($0)) != 0 }) }
-  /// Its copy of the used index.
+  /// The record's copy of the used index.
   var used: UInt16 { load(UInt16.self, at: 14) }
 }

@@ -1,31 +1,31 @@
-/// An IOMMU as a test wants it: pages of a driver's addresses, of which the device knows those that it was told.
+/// An IOMMU for tests: pages in the driver's addresses, of which the device knows only those that it was told about.
 import GuestDriver
 import Testing
 import VirtioBlkDevice
 import VirtioCore
 
-/// Memory whose guest addresses are none that the driver uses, and the translations of the driver's addresses into it.
+/// Memory whose guest addresses differ from the driver's, and the translations from one to the other.
 final class Iommu {
   static let page: UInt64 = 4096
   /// How far a guest address is from the driver's.
   static let distance: UInt64 = 1 << 34
 
   let memory: SharedMemory
-  /// The guest's memory as the device has it.
+  /// The guest's memory as the device sees it.
   let guest: GuestMemory
-  /// Pages that the device was told of.
+  /// Pages that the device was told about.
   private(set) var pages: [UInt64: MemoryAccess] = [:]
   private var number: UInt64 = 0
   var losses: UInt64 = 0
-  /// Pages that continue each other are translations of their own all the same.
+  /// Adjacent pages are separate translations.
   var isScattered = false
-  /// An answer allows what was asked for, and takes the place of what was allowed before.
+  /// An answer grants only what was asked for, and replaces the permission from before.
   var isLiteral = false
-  /// What was missed, in order.
+  /// Translation misses, in order.
   private(set) var misses: [TranslationMiss] = []
-  /// Those that were not answered.
+  /// Misses that were not answered.
   private var waiting: [Int: TranslationMiss] = [:]
-  /// Queues that have given back what was withdrawn.
+  /// Queues that no longer use the withdrawn translations.
   private(set) var withdrawn: [Int] = []
   var failures: [QueueError] = []
 
@@ -51,7 +51,7 @@ final class Iommu {
     map(layout.usedRing.rawValue, count: 6 + 8 * size)
   }
 
-  /// Page by page, but for those that continue each other with the same permission, as a table has them.
+  /// One entry per page; adjacent pages with the same permission are merged, as in a page table.
   func translations() -> Translations {
     number += 1
     var entries: [Translations.Entry] = []
@@ -67,12 +67,12 @@ final class Iommu {
     return Translations(entries, number: number, losses: losses)
   }
 
-  /// What a queue of this driver is started with.
+  /// The memory with which a queue of this driver is started.
   func translatedMemory() -> GuestMemory { GuestMemory(guest, translatedBy: TranslationLookup(translations())) }
 
-  /// Takes what the device has to say, and answers misses.
+  /// Takes the device's events, and answers misses.
   ///
-  /// - Parameter answer: what is allowed then; `nil`: no answer.
+  /// - Parameter answer: the access that is then allowed; `nil`: no answer.
   func serve(_ hand: HandQueue, _ answer: (TranslationMiss) -> MemoryAccess? = { $0.access }) {
     for event in hand.attended.takeEvents() {
       switch event {
@@ -94,7 +94,7 @@ final class Iommu {
     }
   }
 
-  /// Waits for answers to everything that is outstanding, and serves meanwhile.
+  /// Waits until that many requests are answered, and serves misses meanwhile.
   func outcomes(
     _ hand: HandQueue, _ count: Int = 1, _ answer: (TranslationMiss) -> MemoryAccess? = { $0.access }
   ) throws -> [BlockOutcome] {
@@ -128,18 +128,18 @@ final class Iommu {
     return misses[before]
   }
 
-  /// Takes back what is known of some addresses.
+  /// Withdraws the translations of a range of addresses.
   func withdraw(_ hand: HandQueue, first: UInt64, last: UInt64) {
     hand.device.withdraw(queue: hand.activation.queue, withdrawal(first: first, last: last))
   }
 
-  /// The same, and nobody is told.
+  /// The same, without telling the device.
   func withdrawal(first: UInt64, last: UInt64) -> Withdrawal {
     pages = pages.filter { $0.key < first / Self.page || $0.key > last / Self.page }
     return Withdrawal(first: first, last: last, remaining: translations())
   }
 
-  /// Waits for some turns of the queue's worker, so that what it was told before has been done.
+  /// Waits for some turns of the queue's worker, so that earlier control messages have been handled.
   func waitForTurns(_ hand: HandQueue) throws {
     let before = hand.device.counters.turns
     try waitUntil("the worker has had its turns") {
@@ -151,7 +151,7 @@ final class Iommu {
 
   func waitForWithdrawal(_ hand: HandQueue) throws {
     let before = withdrawn.count
-    try waitUntil("what was withdrawn is given back") {
+    try waitUntil("the withdrawn translations are no longer used") {
       serve(hand) { _ in nil }
       return withdrawn.count > before
     }

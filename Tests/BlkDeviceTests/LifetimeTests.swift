@@ -1,4 +1,4 @@
-/// GET_LIFETIME (virtio 5.2.6): what the kernel tells of a device, and nothing that the specification has not.
+/// GET_LIFETIME (virtio 5.2.6): what the kernel reports about a device, and nothing that the specification does not define.
 import Foundation
 import GuestDriver
 import Testing
@@ -17,7 +17,7 @@ import Testing
   static let cases: [Case] = [
     Case(files: ["device/life_time": "0x01 0x0b\n", "device/pre_eol_info": "0x02\n"], expected: [2, 0, 1, 0, 11, 0]),
     Case(files: ["device/life_time": "0x03 0x00\n"], expected: [0, 0, 3, 0, 0, 0]),
-    // What is reserved is not said.
+    // Reserved values are not reported.
     Case(files: ["device/life_time": "0x0c 0x0a\n", "device/pre_eol_info": "0x04\n"], expected: [0, 0, 0, 0, 10, 0]),
     Case(files: ["device/life_time": "0x00 0x00\n", "device/pre_eol_info": "0x00\n"], expected: nil),
     Case(files: ["device/life_time": "no number\n"], expected: nil),
@@ -30,7 +30,7 @@ import Testing
       ], expected: [1, 0, 5, 0, 6, 0]),
   ]
 
-  /// As the kernel lays it out: of a UFS device `device` is a link to a unit three folders below its controller.
+  /// As the kernel lays it out: for a UFS device, `device` is a link to a unit three folders below its controller.
   private static func make(_ files: [String: String], in folder: String) throws {
     for (name, text) in files {
       let path = folder + "/" + name
@@ -61,7 +61,7 @@ import Testing
     let outcome = try client.perform(.lifetime)
     if let expected = one.expected {
       #expect(outcome.status == .ok && outcome.answer == expected && outcome.length == 7)
-      // Room for less is none, and more than there is stays as it was.
+      // A shorter buffer is an error, and of a larger one only the answer is written.
       #expect(try client.perform(BlockRequest(type: .getLifetime, answerBytes: 5)).status == .ioError)
       let larger = try client.perform(BlockRequest(type: .getLifetime, answerBytes: 16))
       #expect(larger.status == .ok && Array(larger.answer[..<6]) == expected && larger.length == 6)
@@ -71,7 +71,7 @@ import Testing
     try client.shutDown()
   }
 
-  /// It is requested each time.
+  /// The values are read for each request.
   @Test func whatChangesIsSeen() throws {
     let scratch = try Scratch()
     let folder = scratch.path + "/sys"

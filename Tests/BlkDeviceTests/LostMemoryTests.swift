@@ -1,4 +1,4 @@
-/// Guest memory that goes away, and descriptors that cannot be waited for: what a careless or hostile front-end can hand over.
+/// Guest memory that goes away, and descriptors that cannot be polled: what a careless or hostile front-end can send.
 import CLinux
 import Glibc
 import GuestDriver
@@ -26,18 +26,18 @@ import VirtioCore
     }
   }
 
-  @Test("37: guest memory that is cut stops its own queues, and nothing else", arguments: [EngineKind.sync, .uring, .aio])
+  @Test("37: truncated guest memory stops its own queues, and no others", arguments: [EngineKind.sync, .uring, .aio])
   func memoryThatIsCut(engine: EngineKind) throws {
     let victim = try Disk(engine)
     let witness = try Disk(engine)
     try victim.client.write([UInt8](repeating: 1, count: 4096), at: 0)
     let descriptor = try #require(victim.memory.regions.first?.descriptor)
     try #require(ftruncate(descriptor.rawValue, 0) == 0)
-    // The request may be answered, refused or never come back; the queue must be seen to be stopped.
+    // The request may be answered, refused or never return; the queue must be seen to stop.
     victim.client.patience = .seconds(1)
     _ = try? victim.client.write([UInt8](repeating: 2, count: 4096), at: 4096)
-    // Driver and device share one mapping here, so the driver may have run into the hole first and, reading zeroes, not kicked:
-    // any wake-up does.
+    // Driver and device share one mapping here, so the driver may have reached the hole first and, reading zeroes, not have
+    // kicked: any wake-up does.
     victim.device.replaceCall(queue: 0, .none)
     #expect(victim.transport.waitForFailure(queue: 0, milliseconds: Int(Patience.limit / .milliseconds(1))))
     try witness.client.write([UInt8](repeating: 3, count: 4096), at: 8192)

@@ -1,5 +1,5 @@
-/// Images in memory through a mapping: holes stay holes, what was found out is forgotten when it has to be, and what cannot be
-/// mapped is served otherwise.
+/// Images that are mapped into memory: holes stay holes, cached knowledge about windows is dropped when it has to be, and
+/// files that cannot be mapped are served by another engine.
 import CLinux
 import Foundation
 import GuestDriver
@@ -26,8 +26,8 @@ import VirtioCore
     try handle.write(contentsOf: bytes)
   }
 
-  /// The first bytes of the disk, in requests that are smaller than a window: one at the edge of the data must not hide what
-  /// is done with the others.
+  /// Reads the first bytes of the disk, in requests smaller than a window: a request at the edge of the data must not hide how
+  /// the others are handled.
   private static func read(_ rig: Rig, _ count: Int, queue: Int = 0) throws -> [UInt8] {
     var answer: [UInt8] = []
     while answer.count < count {
@@ -42,7 +42,7 @@ import VirtioCore
 
   @Test(arguments: [false, true]) func readingAHoleDoesNotFillIt(isReadOnly: Bool) throws {
     let rig = try Self.rig { $0.isReadOnly = isReadOnly }
-    // Some data amid the holes, so that windows of all kinds are read.
+    // Some data between the holes, so that windows of all kinds are read.
     try Self.fill(rig.path, at: 5 * Self.window, pattern(Self.window))
     try Self.fill(rig.path, at: 9 * Self.window + 8192, pattern(4096))
     let before = try rig.scratch.allocated(rig.path)
@@ -54,7 +54,7 @@ import VirtioCore
     #expect(try rig.scratch.allocated(rig.path) == before)
   }
 
-  /// One block in each second page: a write gives a hole its page, and no other one.
+  /// One block in every second page: a write allocates the page of its hole, and no other.
   @Test func writingIntoAHoleFillsNoOther() throws {
     let rig = try Self.rig()
     for page in stride(from: 0, to: 64, by: 2) { try rig.expect(.write(sector: UInt64(page) * 8, pattern(512, seed: page))) }
@@ -67,7 +67,7 @@ import VirtioCore
     #expect(try rig.scratch.allocated(rig.path) == 32 * 4096)
   }
 
-  /// The driver's view, the file's, and the space that it takes, from one state of a range to the next.
+  /// The driver's view, the file's content, and its allocated space, from one state of a range to the next.
   @Test func discardAndBack() throws {
     let rig = try Self.rig()
     let range = BlockRange(sector: 0, sectors: 2048)
@@ -86,7 +86,7 @@ import VirtioCore
     #expect(try rig.scratch.allocated(rig.path) == 1 << 20)
   }
 
-  /// What one queue punches, another one has to find out.
+  /// A hole that one queue punches is seen by another queue.
   @Test(arguments: [1, 2]) func queuesShareWhatIsKnown(threads: Int) throws {
     let rig = try Self.rig {
       $0.device.queueCount = 2
@@ -102,11 +102,11 @@ import VirtioCore
 
   // MARK: System calls
 
-  /// Data costs a look at each window and then nothing; holes cost a call for each request.
+  /// For data, each window costs one look-up and nothing after that; for holes, each request costs a system call.
   @Test func onlyHolesCostSystemCalls() throws {
     let scratch = try Scratch(in: Self.folder)
     let path = try scratch.image(size: Self.size)
-    // Windows are aligned in the address space, not in the file: the last one of the data may end in a hole.
+    // Windows are aligned in the address space, not in the file: the last window of the data may end in a hole.
     try Self.fill(path, pattern((1 << 20) + Self.window))
     let image = try MappedImage(ImageFile(ImageOptions(path: path)))
     let windows = try #require(image.windows)
@@ -116,7 +116,7 @@ import VirtioCore
     #expect(windows.look(2 << 20, 1 << 20) == .sparse)
     #expect(windows.look(0, 2 << 20) == .sparse)
     #expect(windows.isData(0, 1 << 20))
-    // Once all that is missing was written it is data.
+    // Once all that was missing has been written, it is data.
     let start = 2 << 20
     for page in 0..<32 {
       let offset = start + page * 4096
@@ -130,7 +130,7 @@ import VirtioCore
     #expect(windows.isData(UInt64(2 * Self.window), 1))
   }
 
-  /// A look during which another thread punches must not keep what it saw.
+  /// A look-up during which another thread punches a hole must not keep its result.
   @Test func whatIsForgottenMeanwhileStaysForgotten() async throws {
     let scratch = try Scratch(in: Self.folder)
     let path = try scratch.image(size: Self.size)
@@ -153,7 +153,7 @@ import VirtioCore
           windows.filled(0, UInt64(length))
           _ = fallocate(descriptor, IOOperation.Kind.punchHole.allocationMode, 0, off_t(length))
           windows.forget(0, UInt64(length))
-          // Only a look that began before may have filled the hole again, and then there is none.
+          // Only a look-up that began earlier may have filled the hole again, and then there is none.
           if windows.isData(0, UInt64(length)) { #expect((try? Scratch.allocated(path)) == Self.size) }
         }
       }
@@ -161,9 +161,9 @@ import VirtioCore
     withExtendedLifetime(image) {}
   }
 
-  // MARK: What is gone
+  // MARK: Truncated files
 
-  /// The file is cut before anything was read: there is nothing to run into, and it is noticed all the same.
+  /// The file is truncated before anything was read: no fault occurs, and the truncation is noticed all the same.
   @Test(arguments: [0, 1 << 20]) func cutBeforeTheFirstRequest(length: Int) throws {
     let rig = try Self.rig()
     try Self.fill(rig.path, pattern(Self.size))
@@ -173,7 +173,7 @@ import VirtioCore
     try rig.expect(.write(sector: 4096, pattern(4096)), .ioError)
   }
 
-  /// A sparse window ends with the file, and reads of it are system calls: these fall short.
+  /// A sparse window ends with the file. Reads of it are system calls, and these return less.
   @Test func cutInsideAHole() throws {
     let rig = try Self.rig()
     let request = BlockRequest.read(sector: 2048, bytes: 64 << 10)
@@ -182,24 +182,24 @@ import VirtioCore
     for _ in 0..<2 { try rig.expect(request, .ioError) }
   }
 
-  /// A copy to behind a new end that lies in the same page meets no fault and goes nowhere. The guest hears of it before it counts on
-  /// it.
+  /// A copy beyond a new end in the same page causes no fault, and its data is lost. The guest is told before it
+  /// relies on it.
   @Test func whatWasWrittenBehindTheEndOfAPageIsNotStable() throws {
     let rig = try Self.rig()
     try Self.fill(rig.path, pattern(Self.size))
     try rig.expect(.write(sector: 2048, pattern(512)), .ok)
     try rig.expect(.flush, .ok)
     try #require(unsafe truncate(rig.path, (1 << 20) + 512) == 0)
-    // Longer than an answer about the length counts.
+    // Longer than a known length is relied on.
     usleep(1000)
     try rig.expect(.write(sector: 2048 + 4, pattern(512)), .ok)
     try rig.expect(.flush, .ioError)
-    // From then on it is as with every engine.
+    // From then on it behaves as with every engine.
     try rig.expect(.write(sector: 2048 + 4, pattern(512)), .ioError)
     try rig.expect(.write(sector: 2048, pattern(512)), .ok)
   }
 
-  /// An end between two pages loses nothing that no fault speaks of.
+  /// If the file ends at a page boundary, every lost byte causes a fault.
   @Test func aFileThatEndsWithAPageIsStableUpToThere() throws {
     let rig = try Self.rig()
     try Self.fill(rig.path, pattern(Self.size))
@@ -211,7 +211,7 @@ import VirtioCore
     try rig.expect(.write(sector: 2048, pattern(512)), .ioError)
   }
 
-  /// One queue runs into the end; the others do not trust the mapping any more either, and need not fail for that.
+  /// One queue reaches the end; the others stop trusting the mapping, too, and need not fail for that.
   @Test func aCutIsKnownToAllQueues() throws {
     let rig = try Self.rig { $0.device.queueCount = 2 }
     try Self.fill(rig.path, pattern(Self.size))
@@ -251,7 +251,7 @@ import VirtioCore
     #expect(try rig.expect(.read(sector: UInt64(size) / 512 - 8, bytes: 4096)).answer == pattern(4096))
   }
 
-  /// One thread fills one of a processor's caches, whatever all of them are together.
+  /// The share of a cache that one thread may fill, from the kernel's text for its size.
   @Test(
     arguments: [
       ("32768K\n", 32 << 20), ("1M", 1 << 20), ("2G\n", 2 << 30), ("", nil), ("\n", nil), ("K", nil), ("32768", nil),

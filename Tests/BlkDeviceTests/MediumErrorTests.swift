@@ -1,4 +1,4 @@
-/// What a driver gets when the medium is short, slow to answer, or broken: one answer for each request, the right bytes, the
+/// What a driver gets when the medium transfers less, answers late, or fails: one answer for each request, the right bytes, the
 /// right length (row 41 of the list of bad input).
 import CLinux
 import Foundation
@@ -40,7 +40,7 @@ import VirtioCore
     + both("interrupted", [.result(-EINTR), .short(512), .result(-EINTR)])
     + both("busy three times", Array(repeating: .result(-EAGAIN), count: 3))
     + both("interrupted 135 times, with progress between", (0..<15).flatMap { _ in interruptions + [.short(512)] })
-    + both("busy for ever", [], last: .result(-EAGAIN), status: .ioError, transferred: 0)
+    + both("busy forever", [], last: .result(-EAGAIN), status: .ioError, transferred: 0)
     + both("broken", [.result(-EIO)], status: .ioError, transferred: 0)
     + both("broken in the middle", [.short(4096), .result(-EIO)], status: .ioError, transferred: 4096)
     + both("gone", [], last: .result(-ENODEV), status: .ioError, transferred: 0)
@@ -53,7 +53,7 @@ import VirtioCore
       Case(
         name: "full in the middle", isRead: false, actions: [.short(1024), .result(-ENOSPC)], status: .ioError,
         transferred: 1024),
-      Case(name: "nothing for ever", isRead: false, actions: [], last: .result(0), status: .ioError, transferred: 0),
+      Case(name: "nothing forever", isRead: false, actions: [], last: .result(0), status: .ioError, transferred: 0),
     ]
 
   static let buffers = ["one piece", "five pieces", "misaligned"]
@@ -92,7 +92,7 @@ import VirtioCore
     }
   }
 
-  /// Direct I/O with a buffer that goes through a copy: the short counts are those of the copy.
+  /// Direct I/O with a buffer that goes through a copy: the short counts are counts of the copy.
   @Test(
     .enabled(if: Host.refusesOddBuffers, "direct I/O takes any buffer in the temporary folder"), arguments: [false, true],
     [false, true])
@@ -187,7 +187,7 @@ import VirtioCore
     #expect(firstDifference(Array(disk[8192...]), Array(old[8192...])) == nil)
   }
 
-  /// What the medium turned out not to do is not tried again.
+  /// An operation that the medium turned out not to support is not tried again.
   @Test func remembersWhatTheMediumCannotDo() throws {
     let script = try Script([Self.refused, Self.refused])
     let rig = try Rig(RigOptions(size: 1 << 20, script: script))
@@ -195,7 +195,7 @@ import VirtioCore
     #expect(script.records.map { "\($0.kind)" } == ["zeroRange", "punchHole", "write", "write"])
   }
 
-  /// A range that the medium finds odd says nothing about the next one.
+  /// If the medium refuses one range as invalid, that says nothing about the next one.
   @Test func anInvalidRangeIsNotRemembered() throws {
     let script = try Script([.result(-EINVAL), .result(-EINVAL)])
     let rig = try Rig(RigOptions(size: 1 << 20, script: script))

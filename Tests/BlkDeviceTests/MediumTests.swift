@@ -1,4 +1,5 @@
-/// What the layer between virtio and an engine does for a medium: errors that stay, parts, copies, helpers, and its end.
+/// What the layer between virtio and an engine does for a medium: sticky errors, split requests, copies, helpers, and lost
+/// engines.
 import CLinux
 import Foundation
 import GuestDriver
@@ -12,7 +13,7 @@ import VirtioCore
 @Suite struct MediumTests {
   // MARK: Flush errors
 
-  /// The kernel reports once that it could not store what is in the page cache, to whichever queue asks first.
+  /// The kernel reports a write-back error of the page cache once, to whichever queue asks first.
   @Test func aFailedFlushFailsAllLaterOnes() throws {
     let script = try Script([.result(-EIO)])
     var options = RigOptions(size: 1 << 20, script: script)
@@ -20,17 +21,17 @@ import VirtioCore
     let rig = try Rig(options)
     try rig.expect(.flush, .ioError)
     for queue in [0, 1, 0] { #expect(try rig.perform(.flush, queue: queue).status == .ioError) }
-    // Everything else continues.
+    // Everything else keeps working.
     try rig.expect(.write(sector: 8, pattern(4096)))
     #expect(try firstDifference(rig.expect(.read(sector: 8, bytes: 4096)).answer, pattern(4096)) == nil)
     #expect(script.records.filter { $0.kind == .flush }.count == 1, "no later flush asks the kernel, which has forgotten")
-    // Opened again, the image is as good as it says it is.
+    // Opened again, the image starts without the error.
     let again = try Rig(RigOptions(script: Script()), image: rig.path, isLocked: false)
     try again.expect(.flush)
   }
 
-  /// Two at once: the kernel tells one of them, and the other may be over first. One thread hears of the good one first; with
-  /// two threads either may be first.
+  /// Two flushes at once: the kernel reports the error to one of them, and the other may complete first. One thread sees the
+  /// successful one first; with two threads either may be first.
   @Test(arguments: [1, 2], [BlockRequest.flush, .write(sector: 8, pattern(4096))])
   func aFlushBesideOneThatFailsIsNotOK(threads: Int, other: BlockRequest) throws {
     let script = try Script([.result(-EIO)], completesLater: true, isBackwards: true)
@@ -48,7 +49,7 @@ import VirtioCore
     #expect(try answers(rig, [1, 1], while: script.release) == [[.ioError], [.ioError]])
   }
 
-  /// The same without a failure: each waits for the other, and all are answered.
+  /// The same without an error: each waits for the other, and all are answered.
   @Test(arguments: [1, 2]) func flushesBesideEachOtherAreAnswered(threads: Int) throws {
     let script = try Script(completesLater: true, isBackwards: true)
     var options = RigOptions(size: 1 << 20, script: script)
@@ -65,7 +66,7 @@ import VirtioCore
     }
   }
 
-  /// Waits for so many answers on each queue.
+  /// Waits for that many answers on each queue.
   private func answers(_ rig: Rig, _ counts: [Int], while step: () -> Void) throws -> [[BlockStatusCode]] {
     var found = counts.map { _ in [BlockStatusCode]() }
     try waitUntil("all are answered") {
@@ -87,14 +88,14 @@ import VirtioCore
     try rig.expect(.flush, .ioError)
   }
 
-  /// A write that was refused and not promised to be stable is the driver's to know of, and no more.
+  /// A failed write that was not promised to be stable is reported to the driver, and fails no flush.
   @Test func aFailedWriteSaysNothingAboutFlushes() throws {
     let rig = try Rig(RigOptions(size: 1 << 20, script: Script([.result(-ENOSPC)])))
     try rig.expect(.write(sector: 8, pattern(4096)), .ioError)
     try rig.expect(.flush)
   }
 
-  /// What bypasses the page cache is not forgotten by it.
+  /// With direct I/O, the page cache has no dirty data to lose.
   @Test func aDirectImageFlushesAgain() throws {
     let rig = try Rig(RigOptions(size: 1 << 20, direct: .auto, script: Script([.result(-EIO)])))
     try #require(rig.device.image.isDirect, "the temporary folder takes no direct I/O")
@@ -104,7 +105,7 @@ import VirtioCore
 
   // MARK: Alignment
 
-  /// A medium that needs more alignment than it says gets one attempt through a copy.
+  /// A medium that needs a stricter alignment than it reports gets one attempt through a copy.
   @Test(arguments: [false, true], [false, true]) func aRefusedDirectTransferIsBouncedOnce(isRead: Bool, later: Bool) throws {
     let script = try Script([.result(-EINVAL), .whole, .result(-EINVAL), .result(-EINVAL)], completesLater: later)
     let rig = try Rig(RigOptions(size: 1 << 20, direct: .auto, script: script))
@@ -123,7 +124,7 @@ import VirtioCore
     #expect(rig.device.counters.bounces == 0)
   }
 
-  /// More requests that need a copy at once than there are buffers: the others wait for one.
+  /// When more requests need a copy than there are buffers, the others wait for one.
   @Test(.enabled(if: Host.refusesOddBuffers, "direct I/O takes any buffer in the temporary folder"))
   func moreCopiesThanBuffers() throws {
     let script = try Script(completesLater: true)
@@ -153,9 +154,9 @@ import VirtioCore
     }
   }
 
-  // MARK: Parts
+  // MARK: Split requests
 
-  /// A driver that knows no limits may ask for more than a turn does at once.
+  /// A driver that ignores limits may ask for more than one turn transfers.
   @Test(arguments: [EngineKind.sync, .uring, .aio, .threads, .mapped], [Medium.disk, .memory])
   func largeRequestsGoInParts(engine: EngineKind, medium: Medium) throws {
     let size = 12 << 20
@@ -190,8 +191,8 @@ import VirtioCore
     #expect(queue.stop() != nil)
   }
 
-  /// Two queues on one thread: one has a ring full of the largest requests, and the other one, which starts while the thread is
-  /// at the first of them, has a small one. It waits for no more than the turn at hand.
+  /// Two queues on one thread: one has a ring full of the largest requests; the other, which starts while the thread is
+  /// working on the first of them, has a small one. It waits only for the current turn.
   @Test(arguments: ["reads", "zeroes"]) func aFullQueueLeavesTheOtherItsTurn(what: String) throws {
     let gate = Gate()
     let script = try Script(then: what == "zeroes" ? .result(0) : .whole) { gate.pass() }
@@ -220,12 +221,12 @@ import VirtioCore
     }
     let lengths = script.records.map(\.length)
     let place = try #require(lengths.firstIndex(of: 512))
-    // Of the other's operations those of two turns at most came before it.
+    // At most two turns' operations of the full queue came before it.
     #expect(place <= (what == "zeroes" ? 16 : 2), "\(place) of \(lengths.count)")
     #expect(other.stop() != nil && full.stop() != nil)
   }
 
-  /// Holds the first who comes until it is opened.
+  /// Holds the first thread that arrives until the gate is opened.
   private final class Gate: Sendable {
     private let visitor = DispatchSemaphore(value: 0)
     private let opening = DispatchSemaphore(value: 0)
@@ -240,7 +241,7 @@ import VirtioCore
     func open() { opening.signal() }
   }
 
-  // MARK: Limits as they are offered
+  // MARK: Offered limits
 
   @Test func aRequestOfTooManySegmentsIsAnError() throws {
     let scratch = try Scratch()
@@ -270,7 +271,7 @@ import VirtioCore
     #expect(queue.stop() != nil)
   }
 
-  // MARK: Rings that take nothing but transfers
+  // MARK: Rings that accept only transfers
 
   @Test func aPolledRingGetsNothingButTransfers() throws {
     let script = try Script(takesOnlyTransfers: true)
@@ -295,9 +296,9 @@ import VirtioCore
     #expect(throws: EngineError.cannotPoll(path: image.path)) { _ = try BlockDevice(image: image, options: options) }
   }
 
-  // MARK: The end of an engine
+  // MARK: Lost engines
 
-  /// The kernel takes nothing any more: what is in flight is answered, the queue stops, and it can be stopped.
+  /// The kernel accepts no more requests: those in flight are answered, the queue fails, and it can be stopped.
   @Test func aLostEngineIsAnErrorWithAnEnd() throws {
     let script = try Script(completesLater: true)
     let scratch = try Scratch()
@@ -323,13 +324,13 @@ import VirtioCore
     try waitUntil("the queue says so") {
       queue.attended.takeEvents().contains(.queueFailed(queue: 0, .mediumLost))
     }
-    // Nothing starts on what is left of it; when its last queue has stopped, the next start makes a new one.
+    // No queue starts on the lost engine; once its last queue has stopped, the next start makes a new one.
     let other = try HandQueue(device, 1, memory, beside: queue)
     #expect(throws: QueueError.mediumLost) { try other.start() }
     #expect(queue.stop() == QueuePosition(available: 3, used: 3))
   }
 
-  /// What the kernel still completes on a ring that is lost reaches nobody, and the worker can still be told to end.
+  /// What the kernel still completes on a lost ring is reported to nobody, and the worker can still be told to end.
   @Test func aLostRingCompletesNothing() throws {
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20), direct: .off))
@@ -343,7 +344,7 @@ import VirtioCore
     defer { unsafe segment.deallocate() }
     let operation = unsafe IOOperation(kind: .read, length: 4096, segments: segment, segmentCount: 1)
     guard case .pending = engine.start(operation, tag: 3) else { throw Errno.ioError }
-    // One is done and not yet taken when the ring's descriptor becomes something else.
+    // One request is complete and not yet reported when the ring's descriptor is replaced.
     engine.wait(nanoseconds: nil)
     var isLost = engine.isLost
     #expect(!isLost)
@@ -385,9 +386,9 @@ import VirtioCore
     LostCase(.sync, isDirect: true, alignment: 1), LostCase(.uring, isDirect: true, alignment: 1),
   ]
 
-  /// The ring is there, the data is not: a copy reads zeroes, and must not say that they were the guest's.
+  /// The ring's memory is there, the data's is not: a copy reads zeroes, and must not report them as the guest's data.
   @Test(arguments: lostCases) func aWriteOfAPageThatIsGoneIsNeverOK(_ test: LostCase) async {
-    // In a process of its own, as lost pages are counted by the process.
+    // In a separate process, because lost pages are counted per process.
     await #expect(processExitsWith: .success) { [test] in
       let scratch = try Scratch(in: test.engine == "mapped" ? "/dev/shm" : nil)
       var options = BlockDeviceOptions()
@@ -398,16 +399,16 @@ import VirtioCore
       let queue = try HandQueue(device, 0, memory)
       try queue.start()
       let data = pattern(1 << 20)
-      // Known to be served.
+      // First, one request shows that the queue is served.
       #expect(try queue.queue.perform(.write(sector: 0, data)).status == .ok)
       let request = BlockRequest.write(sector: 4096, data)
       let framing = Framing.classic(request, alignment: test.alignment)
       _ = try #require(try queue.queue.submit(request, framing: framing))
       let file = try #require(memory.driver.regions[0].descriptor)
-      // Rings and headers lie in front; of the data most is gone.
+      // Rings and headers are at the front; most of the data is gone.
       try #require(ftruncate(file.rawValue, 256 << 10) == 0)
       queue.queue.publish()
-      // Its place in the ring says enough; the rest of the memory may be gone for the driver, too.
+      // The used index is enough; the rest of the memory may be gone for the driver, too.
       var isOver = false
       try waitUntil("the request is answered or the queue stops") {
         isOver = isOver || queue.attended.takeEvents().contains(.queueFailed(queue: 0, .memoryLost))

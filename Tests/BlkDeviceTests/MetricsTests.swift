@@ -1,4 +1,4 @@
-/// What a disk says of itself: counts that add up, depths that come down, times that are no shorter than what happened.
+/// A disk's metrics: counts that add up, depths that return to zero, latencies that are no shorter than what they measure.
 import CLinux
 import Foundation
 import GuestDriver
@@ -12,7 +12,7 @@ import VirtioCore
     var end: UInt64 = 0
     for bucket in 0..<LatencyScale.bucketCount {
       let range = LatencyScale.range(of: bucket)
-      // Without a gap, and hardly wider than the times in it.
+      // No gaps, and each bucket is narrow compared with the times in it.
       #expect(range.lowerBound == end)
       #expect(UInt64(range.count - 1) <= range.lowerBound / 32)
       for time in [range.lowerBound, range.lowerBound + UInt64(range.count) / 2, range.upperBound - 1] {
@@ -58,7 +58,7 @@ import VirtioCore
     #expect(sum.buckets == all.buckets && sum.sum == all.sum && sum.count == 6)
   }
 
-  /// Between two clocks that are read around it, and never backwards.
+  /// The tick clock lies between two system clock readings around it, and never runs backwards.
   @Test func theTickClockKeepsTime() {
     let clock = TickClock.shared
     let outer = Clock.now
@@ -77,7 +77,7 @@ import VirtioCore
 }
 
 @Suite struct MetricsTests {
-  /// Some of each kind: `nil` for those that the engine does not tell apart.
+  /// Some of each kind: `nil` for kinds that the engine does not tell apart.
   static let requests: [(BlockRequest, RequestKind, Int)] = [
     (.read(sector: 0, bytes: 4096), .read, 7), (.write(sector: 8, pattern(2048)), .write, 5),
     (BlockRequest(type: .flush), .flush, 3), (.discard([BlockRange(sector: 64, sectors: 8)]), .discard, 2),
@@ -86,7 +86,7 @@ import VirtioCore
     (.read(sector: 1 << 40, bytes: 512), .read, 1), (.write(sector: 1 << 40, pattern(512)), .write, 2),
   ]
 
-  /// The kinds that a whole account has after `requests`, so many times.
+  /// The counts per kind after `requests` were performed that many times, if all are counted.
   private static func expected(_ times: Int) -> [RequestKind: UInt64] {
     var counts = Dictionary(uniqueKeysWithValues: RequestKind.allCases.map { ($0, UInt64(0)) })
     for (_, kind, count) in requests { counts[kind, default: 0] += UInt64(count * times) }
@@ -94,12 +94,12 @@ import VirtioCore
   }
 
   private static func check(_ device: BlockDevice, times: Int, _ place: SourceLocation = #_sourceLocation) throws {
-    // What was answered last may be shown before it is written down.
-    try waitUntil("everything is written down") {
+    // The last answer may be published before it is counted.
+    try waitUntil("everything is counted") {
       device.metrics().latencies.mapValues(\.count) == expected(times)
     }
     let metrics = device.metrics()
-    // Its threads may still be on their way to sleep.
+    // The threads may not be asleep yet.
     func ofRequests(_ counters: BlockCounters) -> BlockCounters {
       var counters = counters
       for figure in [\BlockCounters.turns, \.systemCalls, \.kicks, \.calls] { counters[keyPath: figure] = 0 }
@@ -114,7 +114,7 @@ import VirtioCore
     try waitUntil("nothing is in flight") { device.metrics().depth == 0 }
   }
 
-  /// - Parameter durable: without FLUSH and a choice, each write is stored before its answer.
+  /// - Parameter durable: without FLUSH and CONFIG_WCE, each write is stable before its answer.
   @Test(arguments: WorkerTests.engines, [false, true]) func everyRequestIsCountedOnce(engine: EngineKind, durable: Bool) throws
   {
     var options = RigOptions(engine: engine)
@@ -131,7 +131,7 @@ import VirtioCore
     #expect(rig.device.metrics().depths.count == 3)
   }
 
-  /// Deep, so that many are taken in a turn, and in all the ways in which an answer is kept back or written down.
+  /// Deep queues, so that many are taken in one turn, with every way of holding back or recording an answer.
   @Test(arguments: [EngineKind.uring, .mapped, .sync, .null], [(false, false), (true, false), (false, true)])
   func manyAtOnceAreCountedOnce(engine: EngineKind, kind: (isInOrder: Bool, isRecorded: Bool)) throws {
     let scratch = try Scratch()
@@ -188,12 +188,12 @@ import VirtioCore
       while try queue.reap() != nil {}
       return rig.device.metrics().depths == [0, 0]
     }
-    try waitUntil("their times are written down") { rig.device.metrics().latencies[.write]?.count == 5 }
+    try waitUntil("their times are counted") { rig.device.metrics().latencies[.write]?.count == 5 }
     let shortest = try #require(rig.device.metrics().latencies[.write]?.quantile(0))
     #expect(Double(shortest) > Double(held) * 0.95)
   }
 
-  /// Its last word stays when a queue has stopped, and the next one adds to it.
+  /// A stopped queue's counts stay, and the next queue adds to them.
   @Test func countsOutliveAQueue() throws {
     let scratch = try Scratch()
     let device = try BlockDevice(

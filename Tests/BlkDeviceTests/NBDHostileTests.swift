@@ -1,4 +1,4 @@
-/// Servers that do not keep to the protocol: an error or another connection, never a trap, a hang, or somebody else's bytes.
+/// Servers that break the protocol cause an error or a new connection, never a trap, a hang, or foreign data.
 import Foundation
 import Glibc
 import GuestDriver
@@ -64,10 +64,10 @@ private final class LyingServer: Sendable {
     }
   }
 
-  /// From now on, also for those who are connected.
+  /// Tells this lie from now on, also on open connections.
   func tell(_ lie: Lie) { self.lie.withLock { $0 = lie } }
 
-  /// Ends all connections that there are.
+  /// Closes all open connections.
   func hangUp() { open.withLock { for socket in $0 { shutdown(socket, Int32(SHUT_RDWR)) } } }
 
   func end() {
@@ -207,7 +207,7 @@ private final class LyingServer: Sendable {
     return options
   }
 
-  /// From the beginning on.
+  /// It lies from the beginning.
   @Test(arguments: LyingServer.Lie.allCases.filter(\.isInHandshake)) fileprivate func aHandshakeThatIsNone(
     lie: LyingServer.Lie
   ) throws {
@@ -219,7 +219,7 @@ private final class LyingServer: Sendable {
     #expect(throws: ImageError.self) { try ImageFile(options) }
   }
 
-  /// After a good beginning: whatever it does, each request gets an answer, and when it behaves again, so does the disk.
+  /// It lies after a good handshake: each request is answered all the same, and once it behaves again, the disk works again.
   @Test(arguments: LyingServer.Lie.allCases) fileprivate func answersThatAreNone(lie: LyingServer.Lie) throws {
     let server = try LyingServer()
     defer { server.end() }
@@ -230,7 +230,7 @@ private final class LyingServer: Sendable {
     #expect(outcome.answer == [UInt8](repeating: 0x5a, count: 4096))
     server.tell(lie)
     if lie.isInHandshake || lie.speaksStructured {
-      // It has to reconnect to notice.
+      // The client has to reconnect to see the lie.
       server.hangUp()
     }
     let requests: [BlockRequest] = [.read(sector: 8, bytes: 8192), .write(sector: 8, pattern(4096)), .flush]
@@ -244,7 +244,7 @@ private final class LyingServer: Sendable {
     try waitUntil("it is served again") {
       if try rig.perform(.read(sector: 0, bytes: 4096)).status == .ok { return true }
       looks += 1
-      // A connection that came in between may have begun with the lie. Not each time: one that is being made needs a while.
+      // A connection made in between may still be lying. Not on every look: a new connection takes a while.
       if looks % 10_000 == 0 { server.hangUp() }
       return false
     }

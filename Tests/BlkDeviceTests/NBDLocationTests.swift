@@ -1,4 +1,4 @@
-/// URIs of exports: what they mean, and what is none.
+/// URIs of exports: how they are parsed, and which are refused.
 import Testing
 
 @testable import VirtioBlkDevice
@@ -70,14 +70,14 @@ import Testing
     #expect(location.hasRelativePath)
   }
 
-  /// The disk is the same one when TLS is turned on: its serial number is made of this.
+  /// The disk stays the same one when TLS is turned on: its serial number is derived from this.
   @Test(arguments: [
     ("nbds://alice@host:5/a?tls-psk-file=k", "nbd://host:5/a"), ("nbds://host?tls-certificates=k", "nbd://host"),
     ("nbds+unix:///a?tls-psk-file=k&socket=s&tls-username=b", "nbd+unix:///a?socket=s"), ("nbd://host/a", "nbd://host/a"),
     ("nbds+unix://alice@/a?socket=s&tls-psk-file=k", "nbd+unix:///a?socket=s"),
   ]) func whatNamesTheDisk(uri: String, identity: String) throws { #expect(try NBDLocation(uri).identity == identity) }
 
-  /// Two processes that compare these find out whether they have the same export, wherever each of them was started.
+  /// Two processes compare these to find out whether they use the same export, wherever each of them was started.
   @Test(arguments: [
     ("nbds://alice@host/a%62?tls-psk-file=k", "nbd://host:10809/ab"), ("nbd://[::1]:5", "nbd://[::1]:5/"),
     ("nbd+unix:///a%3f?socket=s%23t", "nbd+unix:///a%3f?socket=/here/s%23t"),
@@ -88,7 +88,7 @@ import Testing
     #expect(try NBDLocation(name).common(absolute) == name)
   }
 
-  /// A path that no socket can have is told before anybody is asked.
+  /// A path that is too long for a socket is refused before any attempt to connect.
   @Test func aPathThatIsTooLong() throws {
     let path = "/" + String(repeating: "s", count: 108)
     let location = try NBDLocation("nbd+unix:///?socket=\(path)")
@@ -97,7 +97,7 @@ import Testing
     }
   }
 
-  /// Names are for those who can still ask; numbers ask nobody.
+  /// A process without name resolution can still use numeric addresses.
   @Test func namesAndNumbersInASandbox() throws {
     #expect(try NBDAddress.all(of: NBDLocation("nbd://127.0.0.1/"), isConfined: true).count == 1)
     #expect(try NBDAddress.all(of: NBDLocation("nbd://[::1]/"), isConfined: true).count == 1)
@@ -105,7 +105,7 @@ import Testing
     #expect(throws: NBDFailure.needsNumbers(uri: name.text)) { try NBDAddress.all(of: name, isConfined: true) }
   }
 
-  /// What the library says of a connection that was not made, in its own words; names of files and exports are none of them.
+  /// The library's own words for a failed connection; names of files and exports in them must not mislead.
   @Test(arguments: [
     (
       "nbd://h/gnutls_x", "nbd_aio_connect_tcp: handshake: server has no export named 'gnutls_x': No such file",

@@ -1,4 +1,4 @@
-/// Servers that go away, come back, come back as something else, or never do.
+/// Servers that go away and come back, come back as something else, or never return.
 import Foundation
 import GuestDriver
 import Synchronization
@@ -17,7 +17,7 @@ import VirtioCore
     return try Rig(options)
   }
 
-  /// What it serves survives it.
+  /// A server whose data survives it.
   private static func lastingServer(size: Int = 16 << 20) throws -> NBDServer {
     let server = try NBDServer(["file", "DIR/disk"], starts: false)
     _ = try server.scratch.image(size: size)
@@ -32,7 +32,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// A request waits for its server, and for nothing else.
+  /// A request waits only for its own server.
   @Test func aRequestWaits() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server)
@@ -49,7 +49,7 @@ import VirtioCore
     try rig.expect(.flush, .ok, "nothing was lost")
   }
 
-  /// A server that has stopped for a while is none that is gone.
+  /// A server that is paused for a while is not lost.
   @Test func aServerThatStandsStill() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server)
@@ -64,7 +64,7 @@ import VirtioCore
     try rig.expect(.flush)
   }
 
-  /// The library takes memory that is gone for a lost connection, and would do so on each new one.
+  /// The library mistakes inaccessible memory for a lost connection, and would do so on each new one.
   @Test(arguments: [BlockRequest.write(sector: 0, pattern(128 << 10, seed: 2)), .read(sector: 0, bytes: 128 << 10)])
   func memoryThatIsCutFailsItsOwnRequest(request: BlockRequest) throws {
     let server = try Self.lastingServer()
@@ -73,7 +73,7 @@ import VirtioCore
     var imageOptions = ImageOptions(path: try server.location.text)
     imageOptions.nbd = try server.options(timeout: 3600)
     let device = try BlockDevice(image: try ImageFile(imageOptions), options: options)
-    // The ring is beside what will be cut, and so are all buffers that are small.
+    // The ring is outside the truncated part, and so are all small buffers.
     let memory = try SharedMemory(regions: [(GuestAddress(0), 64 << 10), (GuestAddress(16 << 20), 256 << 10)])
     let file = try #require(memory.driver.regions.last)
     let whole = try memory.driver.allocate(file.size - 2 * DriverMemory.guardBytes)
@@ -89,7 +89,7 @@ import VirtioCore
     try #require(ftruncate(try #require(file.descriptor).rawValue, off_t(file.fileOffset)) == 0)
     victim.queue.publish()
     var events: [DeviceEvent] = []
-    try waitUntil("the queue with the memory that is gone stops, and nothing else does") {
+    try waitUntil("the queue with the lost memory stops, and no other does") {
       let status = try witness.perform(.read(sector: 512, bytes: 512)).status
       #expect(status == .ok)
       events += victim.attended.takeEvents()
@@ -98,18 +98,18 @@ import VirtioCore
     #expect(!events.contains(.queueFailed(queue: 1, .memoryLost)))
     #expect(victim.stop() != nil)
     let found = try witness.perform(.read(sector: 0, bytes: 128 << 10)).answer
-    #expect(firstDifference(found, pattern(128 << 10)) == nil, "what was gone was not written")
+    #expect(firstDifference(found, pattern(128 << 10)) == nil, "lost memory was not written")
     #expect(witness.stop() != nil)
   }
 
-  // MARK: What was not stable
+  // MARK: Lost writes
 
   enum Loss: String, CaseIterable, Sendable {
     case acknowledged, flushed, serverKeeps, nothingWritten
     var fails: Bool { self == .acknowledged }
   }
 
-  /// Whether the next FLUSH says that something may be lost; the one after it is about something else.
+  /// Whether the next FLUSH reports that something may be lost; the one after it has nothing to report.
   @Test(arguments: Loss.allCases) func whatTheNextFlushSays(loss: Loss) throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, keepsWrites: loss == .serverKeeps)
@@ -121,7 +121,7 @@ import VirtioCore
     try rig.expect(.flush)
   }
 
-  /// Each queue of a disk is told, as a flush is one for all of them.
+  /// Each queue of a disk is told, because a flush covers all of them.
   @Test func everyQueueIsTold() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, queues: 2)
@@ -131,9 +131,9 @@ import VirtioCore
     for queue in [1, 0] { try rig.expectFlush(fails: true, queue: queue) }
   }
 
-  // MARK: What another process wrote
+  // MARK: Writes of another process
 
-  /// A server that is lost before the process before has said what is stable is lost with what that one wrote.
+  /// If the server is lost before the previous process has reported what is stable, that process's writes count as lost, too.
   @Test(arguments: [true, false]) func aLossDuringATakeover(isStable: Bool) throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server)
@@ -144,7 +144,7 @@ import VirtioCore
     try rig.expectFlush(fails: !isStable)
   }
 
-  /// Who was told of a loss is not told again by the next process, and who requested nothing need not be told.
+  /// A queue that was told of a loss is not told again by the next process, and one that wrote nothing need not be told.
   @Test func whoHasToBeTold() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, queues: 3)
@@ -171,9 +171,9 @@ import VirtioCore
     for queue in 0..<2 { try rig.expectFlush(fails: fails[queue], queue: queue) }
   }
 
-  // MARK: What comes back
+  // MARK: Servers that come back
 
-  /// After the limit requests fail, and the disk lives on.
+  /// After the limit requests fail; when the server is back, the disk works again.
   @Test func aServerThatStaysAway() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, timeout: 1)
@@ -211,7 +211,7 @@ import VirtioCore
     try rig.expectServedAgain()
   }
 
-  /// A queue that is stopped while its server is away stops when what it waits for has failed.
+  /// A queue that is stopped while its server is away stops once its requests have failed.
   @Test func aStopEndsWithTheLimit() throws {
     let server = try Self.lastingServer()
     let rig = try Self.rig(server, timeout: 1)

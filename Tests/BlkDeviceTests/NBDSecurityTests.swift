@@ -1,4 +1,4 @@
-/// NBD over TLS: who is believed, who is not, and that a connection that is made again is as safe as the first one.
+/// NBD over TLS: which servers are trusted, which are not, and that a reconnection is as safe as the first connection.
 import CLinux
 import Foundation
 import GuestDriver
@@ -11,12 +11,12 @@ import VirtioCore
 
 extension Host {
   static let hasTLS: Bool = hasNBD && Certificates.canBeMade
-  /// The library verifies names that it does not connect to.
+  /// The library can verify a name other than the one it connects to.
   static let verifiesNames: Bool = (try? NBDLibrary.find()).map { unsafe $0.functions.pointee.set_tls_hostname != nil } ?? false
 }
 
 @Suite(.serialized, .enabled(if: Host.hasTLS, "nbdkit, libnbd or gnutls-bin is not installed")) struct NBDSecurityTests {
-  /// How both ends are set up.
+  /// How both ends are configured.
   enum Way: String, CaseIterable, Sendable, CustomTestStringConvertible {
     case certificates, certificatesOfBoth, keys, keysOverSocket, nobodyVerified
     case qemuCertificates, qemuKeys
@@ -27,7 +27,7 @@ extension Host {
     var hasPort: Bool { self != .keysOverSocket && self != .nobodyVerified }
   }
 
-  /// What it serves is in its folder, and survives it. - Parameter server: the folder of the server's certificates.
+  /// A server whose data is in its folder, and survives it. - Parameter holder: whose certificate the server has.
   private static func server(
     _ way: Way, as holder: Certificates.Holder = .server, trusting other: String? = nil
   ) throws -> NBDServer {
@@ -99,7 +99,7 @@ extension Host {
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// The host's name is what the certificate has to be for, where the library can look at it.
+  /// The certificate has to be for the host's name, if the library can check that.
   @Test func aServerByItsName() throws {
     let server = try Self.server(.certificates)
     try server.start()
@@ -176,7 +176,7 @@ extension Host {
 
   enum Meddling: String, CaseIterable, Sendable { case nothing, gone, movedAndBack, folderMovedAndBack }
 
-  /// What the library reads after it was looked at, and before the connection is there, it may not have found.
+  /// A file that was checked may have changed or disappeared by the time the library reads it.
   @Test(arguments: Meddling.allCases) func credentialsThatChangeMeanwhile(meddling: Meddling) throws {
     let server = try Self.server(.certificates)
     try server.start()
@@ -208,7 +208,7 @@ extension Host {
     }
   }
 
-  /// The library that encrypts keeps something of each thread that used it, so there is one for all connections of a queue.
+  /// The TLS library keeps some memory for each thread that used it, so one thread makes all connections of a queue.
   @Test func oneThreadMakesAllConnections() throws {
     let server = try Self.server(.certificates)
     try server.start()
@@ -222,7 +222,7 @@ extension Host {
     #expect(threads.count == 1, "\(threads)")
   }
 
-  /// Threads of this process that make connections; nobody else's, as this suite alone makes some over TLS.
+  /// Threads of this process that make connections: only this suite makes some over TLS.
   private static func connectors() throws -> [String] {
     try FileManager.default.contentsOfDirectory(atPath: "/proc/self/task").filter { thread in
       let name = try? String(contentsOfFile: "/proc/self/task/\(thread)/comm", encoding: .utf8)
@@ -230,7 +230,8 @@ extension Host {
     }
   }
 
-  /// Who takes the server's place while it is away gets nothing; the user is told once, and requests go on when it is back.
+  /// An impostor that takes the absent server's place gets nothing; the user is told once, and requests go on when the server
+  /// is back.
   @Test(arguments: [false, true]) func anImpostorGetsNothing(isTrustGone: Bool) throws {
     let server = try Self.server(.certificates)
     try server.start()
@@ -242,7 +243,7 @@ extension Host {
     let (words, folder) = (server.words, server.scratch.path)
     let (kept, taken) = (folder + "/pki/client/ca-cert.pem", folder + "/ca-cert.pem")
     if isTrustGone {
-      // Without the file the library would take anybody.
+      // Without the file the library would trust any server.
       try FileManager.default.moveItem(atPath: kept, toPath: taken)
     } else {
       let other = try Certificates(in: folder + "/other").issue(.server)
@@ -260,7 +261,7 @@ extension Host {
     try rig.expectServedAgain()
   }
 
-  /// What hangs is left behind, but only so often: here it hangs because nobody runs it.
+  /// A hanging attempt is abandoned, but only a limited number of times: here attempts hang because no thread runs them.
   @Test func attemptsThatHangAreBounded() throws {
     let (library, location) = (try NBDLibrary.find(), try NBDLocation("nbds://127.0.0.1:1/?tls-certificates=/none"))
     let address = try #require(try NBDAddress.all(of: location, isConfined: false).first)
@@ -284,7 +285,7 @@ extension Host {
     for attempt in attempts { attempt.run() }
   }
 
-  /// The library waits for who has begun a handshake and falls silent, for 40 seconds; neither the queue nor its end does.
+  /// The library waits 40 seconds for a peer that falls silent in a handshake; neither the queue nor its stop does.
   @Test func whoFallsSilentHoldsNobodyUp() throws {
     let server = try Self.server(.certificates)
     try server.start()

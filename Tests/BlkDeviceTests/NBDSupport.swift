@@ -1,4 +1,4 @@
-/// NBD servers for as long as a test needs them, each on a UNIX socket of its own.
+/// NBD servers that run for as long as a test needs them, each on its own UNIX socket.
 import CLinux
 import Foundation
 import Glibc
@@ -16,12 +16,12 @@ extension Host {
   static let hasQemuNBD: Bool = NBDSupport.load() == nil && run("qemu-nbd", "--version") != nil
 }
 
-/// nbdkit ends with the thread that started it, so that one has to last.
+/// nbdkit ends with the thread that started it, so that thread has to last.
 private enum LastingThread {
-  /// One for all tests, which never ends.
+  /// One for all tests. It never ends.
   private static let queue: LastingQueue = LastingQueue()
 
-  /// - Parameter body: it may be released a moment after this has returned.
+  /// - Parameter body: may be released a moment after this has returned.
   static func run<Value>(_ body: @escaping () throws -> Value) throws -> Value {
     nonisolated(unsafe) let body = body
     nonisolated(unsafe) var result: Result<Value, any Error>?
@@ -60,15 +60,15 @@ private enum LastingThread {
 final class NBDServer {
   let scratch: Scratch
   let socket: String
-  /// Instead of the socket.
+  /// Used instead of the socket.
   var port: UInt16?
-  /// What its URIs have behind them; with TLS.
+  /// The query part of its URIs, with TLS.
   var security: String?
-  /// What the server is told; `SOCKET` stands for its socket, `PORT` for its port, `DIR` for a folder of its own.
+  /// The server's command line; `SOCKET` stands for its socket, `PORT` for its port, `DIR` for its own folder.
   var words: [String]
   private var child: ChildProgram?
 
-  /// - Parameter words: of nbdkit, from the plugin on, or with filters before it.
+  /// - Parameter words: nbdkit's arguments, from the plugin on, or with filters before it.
   init(_ words: [String], starts: Bool = true) throws {
     scratch = try Scratch()
     socket = scratch.path + "/nbd"
@@ -76,14 +76,14 @@ final class NBDServer {
     if starts { try start() }
   }
 
-  /// Another program, or one with a port: nothing is started yet.
+  /// Another program, or one with a port. It is not started yet.
   init(program words: [String], port: UInt16? = nil) throws {
     scratch = try Scratch()
     socket = scratch.path + "/nbd"
     (self.words, self.port) = (words, port)
   }
 
-  /// qemu-nbd on a raw file.
+  /// qemu-nbd with a raw file.
   init(qemu more: [String], size: Int) throws {
     scratch = try Scratch()
     socket = scratch.path + "/nbd"
@@ -108,7 +108,7 @@ final class NBDServer {
   }
 
   func start() throws {
-    // A server that was killed leaves it.
+    // A killed server leaves its socket behind.
     _ = unsafe unlink(socket)
     let words = words.map {
       $0.replacingOccurrences(of: "SOCKET", with: socket).replacingOccurrences(of: "DIR", with: scratch.path)
@@ -130,21 +130,21 @@ final class NBDServer {
 }
 
 extension Rig {
-  /// Its server is killed and started again, and its first queues notice that: a connection is known to be gone when it is used, at
-  /// the latest.
+  /// Its server is killed and restarted, and its first queues notice that: a lost connection is noticed when it is used, at the
+  /// latest.
   func lose(_ server: NBDServer, queues: Int = 1) throws {
     server.kill()
     try server.start()
     for queue in 0..<queues { #expect(try perform(.read(sector: 0, bytes: 512), queue: queue).status == .ok) }
   }
 
-  /// The next FLUSH of a queue says whether something may be lost; the one after it is about something else.
+  /// Whether the next FLUSH of a queue reports that something may be lost; the one after it has nothing to report.
   func expectFlush(fails: Bool, queue: Int = 0, _ place: SourceLocation = #_sourceLocation) throws {
     #expect(try perform(.flush, queue: queue).status == (fails ? .ioError : .ok), "queue \(queue)", sourceLocation: place)
     #expect(try perform(.flush, queue: queue).status == .ok, "queue \(queue)", sourceLocation: place)
   }
 
-  /// The right server is back, and has what was written to the first 4 KiB, `pattern(4096)`.
+  /// The right server is back, with what was written to the first 4 KiB, `pattern(4096)`.
   func expectServedAgain(_ place: SourceLocation = #_sourceLocation) throws {
     try waitUntil("it is served again") { try perform(.read(sector: 0, bytes: 4096)).status == .ok }
     let outcome = try expect(.read(sector: 0, bytes: 4096), .ok, "", place)

@@ -1,4 +1,4 @@
-/// Disks on exports of real NBD servers: everything a guest may ask, what servers can and cannot, and what they fail.
+/// Disks on exports of real NBD servers: all request types, servers with and without each capability, and errors.
 import Foundation
 import GuestDriver
 import Testing
@@ -63,7 +63,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// The content says where it belongs, so a read from the wrong place shows.
+  /// The content tells where it belongs, so a read from the wrong offset is noticed.
   @Test func readsComeFromTheirPlace() throws {
     let server = try NBDServer(["pattern", "1G"])
     var options = RigOptions()
@@ -79,7 +79,7 @@ import VirtioCore
 
   private func withBytes(of word: UInt64) -> [UInt8] { unsafe withUnsafeBytes(of: word) { unsafe Array($0) } }
 
-  // MARK: What cannot be served
+  // MARK: Exports that are refused
 
   @Test(arguments: [
     (["pattern", "1M"], false, 512, "--read-only"),
@@ -132,7 +132,7 @@ import VirtioCore
     var testDescription: String { kind }
   }
 
-  /// Errors of the server are errors of the request, and of it alone.
+  /// An error of the server fails its request, and no other.
   @Test(arguments: [
     Failing(kind: "pread", request: .read(sector: 8, bytes: 4096)),
     Failing(kind: "pwrite", request: .write(sector: 8, pattern(4096))),
@@ -162,7 +162,7 @@ import VirtioCore
     #expect(outcome.answer == zeroes(4096))
   }
 
-  /// Around this engine, too.
+  /// Fault injection works around this engine, too.
   @Test func faultsOnPurpose() throws {
     let server = try NBDServer(["memory", "4M"])
     var options = RigOptions()
@@ -174,9 +174,9 @@ import VirtioCore
     try rig.expect(.discard([BlockRange(sector: 0, sectors: 8)]))
   }
 
-  // MARK: What is stable
+  // MARK: Stable writes
 
-  /// Without a cache of its own each write is stable when it is answered: by a flag, or by a flush behind it.
+  /// Without a write cache each write is stable when it is answered: by FUA, or by a flush after it.
   @Test(arguments: [false, true]) func stableWrites(hasFlag: Bool) throws {
     let server = try NBDServer(
       ["--filter=log"] + (hasFlag ? [] : ["--filter=fua"]) + ["file", "DIR/disk", "logfile=DIR/log"], starts: false)
@@ -198,7 +198,7 @@ import VirtioCore
     #expect(try flags() == (hasFlag ? (2, 1, 0) : (2, 0, 1)))
   }
 
-  /// A flush that its server failed may have lost what it was for, and no later one can know.
+  /// A flush that the server failed may have lost what it covers, and no later flush can tell.
   @Test func aFlushThatFailedStaysFailed() throws {
     let server = try NBDServer([
       "eval", "get_size=echo 1048576", "pread=head -c $3 /dev/zero", "pwrite=cat >/dev/null", "can_write=exit 0",
@@ -215,7 +215,7 @@ import VirtioCore
     try rig.expect(.flush, .ioError)
   }
 
-  // MARK: For the operator
+  // MARK: Operator commands
 
   @Test func anExportThatHasGrownIsMeasured() throws {
     let server = try NBDServer(["file", "DIR/disk"], starts: false)

@@ -1,4 +1,4 @@
-/// Publication in order: the order of the requests, whatever the medium's.
+/// Publication in order: in the order of the requests, whatever the order of completion.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -6,7 +6,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct OrderTests {
-  /// Requests are completed in any order, also where their numbers begin again: each answer comes once, and when it is due.
+  /// Requests complete in any order, also across the wrap of their numbers: each answer is published once, when it is due.
   @Test(arguments: [1, 2, 7, 128, 32768], [0, .max - 20, 1 << 31 - 20] as [UInt32])
   func answersAreDueInTheOrderOfTheNumbers(capacity: Int, first: UInt32) {
     var generator = SeededRandom(seed: UInt64(capacity) ^ UInt64(first))
@@ -43,7 +43,7 @@ import VirtioCore
     }
   }
 
-  /// Answers come backwards and are published in the order of the requests.
+  /// The medium completes in reverse order; answers are published in the order of the requests if asked for.
   @Test(arguments: [false, true]) func publishesInOrder(isInOrder: Bool) throws {
     let scratch = try Scratch()
     let script = try Script(completesLater: true, isBackwards: true)
@@ -56,7 +56,7 @@ import VirtioCore
       script.hold()
       var tags: [UInt32] = []
       for number in 0..<10 {
-        // The fourth one is refused at once; in order it has to wait for the three before it.
+        // The fourth request is refused at once; in order it has to wait for the three before it.
         let unknown = BlockRequest(type: BlockRequestType(rawValue: 77))
         let request = number == 3 ? unknown : .read(sector: UInt64(number), bytes: 512)
         tags.append(try queue.submit(request))
@@ -80,7 +80,7 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 30, used: 30))
   }
 
-  /// What is done in place is answered at once only while nothing before it is in flight.
+  /// A request that is done in place is answered at once only if no earlier one is in flight.
   @Test func whatIsDoneInPlaceWaitsForWhatIsNot() throws {
     let scratch = try Scratch()
     let script = try Script(completesLater: true, transfersInPlace: true)
@@ -108,10 +108,10 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 18, used: 18))
   }
 
-  /// In order also means that nothing after an unanswered request is published when others are done.
+  /// In order also means that no request after an unanswered one is published, even if it is done.
   @Test func nothingOvertakesInOrder() throws {
     let scratch = try Scratch()
-    // The first one needs two operations, the others one each.
+    // The first request needs two operations, the others one each.
     let script = try Script([.short(512)], completesLater: true)
     let image = try ImageFile(ImageOptions(path: scratch.image()))
     let device = try BlockDevice(image: image, options: BlockDeviceOptions()) { script.serve($0, $1) }

@@ -1,4 +1,4 @@
-/// What the device costs its process: nothing while it is idle, nothing that stays.
+/// What the device costs its process: no CPU time while it is idle, and nothing is left behind.
 import CLinux
 import Foundation
 import Testing
@@ -7,7 +7,7 @@ import VirtioCore
 @testable import GuestDriver
 @testable import VirtioBlkDevice
 
-/// This process as /proc has it.
+/// This process, as /proc describes it.
 enum ThisProcess {
   static func names(_ folder: String) -> Set<String> {
     Set((try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/" + folder)) ?? [])
@@ -16,7 +16,7 @@ enum ThisProcess {
   static var descriptors: Int { names("fd").count }
   static var threads: Set<String> { names("task") }
 
-  /// Clock ticks of a thread, in the program and in the kernel.
+  /// Clock ticks of a thread, in user mode and in the kernel.
   static func ticks(of thread: String) throws -> Int {
     let text = try String(contentsOfFile: "/proc/self/task/\(thread)/stat", encoding: .utf8)
     // The name in parentheses may hold anything; what follows it are numbers.
@@ -35,7 +35,7 @@ enum ThisProcess {
     return try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options)
   }
 
-  /// Every engine, and every way to wait that ends in sleep, at once.
+  /// Every engine, with every way of waiting that ends in sleep, at the same time.
   @Test func idleQueuesCostNothing() async {
     await #expect(processExitsWith: .success) {
       let scratch = try Scratch()
@@ -92,13 +92,13 @@ enum ThisProcess {
       let scratch = try Scratch()
       let memory = try SharedMemory()
       for (engine, usesDoorbell) in Self.engines.flatMap({ [($0, false), ($0, true)] }) {
-        // What the first use of an engine costs the process once.
+        // What the first use of an engine allocates once per process.
         try cycles(5, on: Self.device(scratch) { $0.engine = engine })
         let device = try Self.device(scratch) { $0.engine = engine }
         let descriptors = ThisProcess.descriptors
         let threads = ThisProcess.threads.count
         try cycles(100, on: device)
-        // A worker ends after it has told that its last queue is stopped, and tells that, too.
+        // A worker ends after it has reported that its last queue has stopped, and reports that as well.
         try waitUntil("the threads and descriptors of \(engine) are gone") {
           _ = device.takeEvents()
           return ThisProcess.threads.count <= threads && ThisProcess.descriptors <= descriptors
@@ -118,7 +118,7 @@ enum ThisProcess {
     }
   }
 
-  /// Devices that come and go, with queues that still run when the last reference is dropped.
+  /// Devices that are created and destroyed, with queues that still run when the last reference is dropped.
   @Test func devicesLeaveNothingBehind() async {
     await #expect(processExitsWith: .success) {
       let scratch = try Scratch()

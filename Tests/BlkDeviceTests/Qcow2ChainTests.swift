@@ -1,4 +1,4 @@
-/// Which files are opened for an image: those that a person named, and none that an image names.
+/// Which files are opened for an image: those that the user named, and none that only an image names.
 import Foundation
 import Glibc
 import GuestDriver
@@ -8,7 +8,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite(.enabled(if: Host.hasQemuImg, "qemu-img is not installed")) struct Qcow2ChainTests {
-  /// base (raw), middle and top over it; all in a folder `in`, which has a folder beside it.
+  /// base (raw), with middle and top over it, all in a folder `in` that has a sibling folder.
   private func chain(_ more: [String] = []) throws -> ImageFolder {
     let folder = try ImageFolder()
     for name in ["in", "out"] {
@@ -44,12 +44,12 @@ import VirtioCore
     for words in [
       "DIR/in/top?\(middle)&backing=raw:DIR/in/base", "DIR/in/top?backing-folder=DIR/in", "DIR/in/top?backing-folder=DIR",
       "DIR/in/top?\(middle)&backing-folder=DIR/in",
-      // Wherever a person says that it is.
+      // Wherever the user says that it is.
       "DIR/in/top?\(middle)&backing=raw:DIR/out/base",
     ] { #expect(try folder.open(words).size == 1 << 20, "\(words)") }
   }
 
-  /// - Parameter name: what the image names as its backing file.
+  /// - Parameter name: the backing file that the image names.
   @Test(arguments: [
     ("/etc/passwd", "raw", "is not below"), ("../out/base", "raw", "is not below"),
     ("/DIR/in/../out/base", "raw", "is not below"),
@@ -70,7 +70,7 @@ import VirtioCore
     #expect { try folder.open("DIR/in/top?backing-folder=DIR/in") } throws: { "\($0)".contains(sentence) }
   }
 
-  /// Puts another name and format into an image's header: extensions from 104 on, the name behind them.
+  /// Writes another name and format into an image's header: extensions from 104 on, then the name.
   private static func rename(_ path: String, name: String, format: String) throws {
     var data = [UInt8](repeating: 0, count: 4096 - 104)
     func put(_ word: UInt64, _ bytes: Int, _ place: Int) {
@@ -117,7 +117,7 @@ import VirtioCore
     #expect { try folder.open("DIR/odd", blockSize: 4096) } throws: { "\($0)".contains("use a smaller --logical-block-size") }
     try folder.create("none", "0")
     #expect(throws: ImageError.qcow2(.empty(path: folder.place("none")))) { try folder.open("DIR/none") }
-    // QEMU makes no such image.
+    // QEMU does not make such an image.
     try folder.create("bytes", "1M")
     try folder.put("bytes", 24, [0, 0, 0, 0, 0, 0, 3, 232])
     #expect { try folder.open("DIR/bytes") } throws: { "\($0)".contains("convert it with 'qemu-img convert'") }
@@ -129,14 +129,14 @@ import VirtioCore
     }
   }
 
-  /// A golden image under a disk that is served is not served for writing.
+  /// A golden image under a disk that is served cannot be served for writing.
   @Test func whatIsUnderADiskIsLocked() throws {
     let folder = try chain()
     let image = try folder.open("DIR/in/top?backing-folder=DIR/in")
     #expect(throws: ImageError.locked(path: folder.place("in/base"))) {
       try ImageFile(ImageOptions(path: folder.place("in/base")))
     }
-    // Any number may be over it.
+    // Any number of disks may be over it.
     #expect(try folder.open("DIR/in/top?backing-folder=DIR/in").size == image.size)
     _ = try ImageFile(ImageOptions(path: folder.place("in/base"), isReadOnly: true))
   }
@@ -150,20 +150,20 @@ import VirtioCore
     withExtendedLifetime(writer) {}
   }
 
-  /// QEMU's locks are shared ones, and tell of a writer all the same.
+  /// QEMU's locks are shared, and reveal a writer all the same.
   @Test func whatQEMUWritesToIsNotServed() throws {
     let folder = try ImageFolder()
     try folder.create("base", "4M")
     try folder.overlay("top", over: "base", "qcow2")
     try folder.overlay("beside", over: "base", "qcow2")
     try folder.overlay("over", over: "top", "qcow2")
-    // While a read-only open of QEMU is none.
+    // A read-only open by QEMU is no writer.
     let reader = try ChildProgram(["/usr/bin/env", "qemu-io", "-r", "-f", "qcow2", "-c", "sleep 3600000", folder.place("base")])
     defer { _ = reader.end(SIGKILL) }
     let writer = try ChildProgram([
       "/usr/bin/env", "qemu-io", "-f", "qcow2", "-c", "write 1M 64k", "-c", "flush", "-c", "sleep 3600000", folder.place("top"),
     ])
-    // Its file grows once it has its locks, and a look at that is in nobody's way.
+    // Its file grows once it holds its locks, and checking the length is in nobody's way.
     try waitUntil("qemu-io writes: \(writer.output)") { try folder.length("top") > 0x50000 }
     #expect(throws: ImageError.locked(path: folder.place("top"))) { try folder.open("DIR/top?backing=qcow2:DIR/base") }
     #expect(try folder.open("DIR/beside?backing=qcow2:DIR/base").size == 4 << 20)

@@ -1,4 +1,4 @@
-/// A disk that remembers what reached it and in which order, so that the power can go at any moment afterwards.
+/// A disk that records what reached it, and in which order, so that power can be cut at any moment afterwards.
 import Foundation
 import Glibc
 import GuestDriver
@@ -9,7 +9,7 @@ import VirtioCore
 
 @testable import VirtioBlkDevice
 
-/// What was done to a file. One call at a time.
+/// The calls made on a file, one at a time.
 final class Qcow2Log: Qcow2Witness {
   private struct State {
     var calls: [Qcow2Call] = []
@@ -22,7 +22,7 @@ final class Qcow2Log: Qcow2Witness {
   var calls: [Qcow2Call] { state.withLock { $0.calls } }
   var count: Int { state.withLock { $0.calls.count } }
 
-  /// - Parameter rule: gets the number of a call among all, and the call; returns an errno, or 0 if it is to be made.
+  /// - Parameter rule: receives the number of a call and the call; returns an errno, or 0 if the call is to be made.
   func fail(_ rule: @escaping @Sendable (Int, Qcow2Call) -> Int32) { state.withLock { $0.fails = rule } }
 
   func witness(_ call: Qcow2Call, _ perform: () -> Int) -> Int {
@@ -51,14 +51,14 @@ struct FileImage {
   static let sector = 512
   var bytes: [UInt8]
 
-  /// - Parameter takes: of a sector, whether it reaches the medium.
+  /// - Parameter takes: for each sector, whether it reaches the medium.
   mutating func apply(_ call: Qcow2Call, takes: () -> Bool = { true }) {
     switch call {
     case .sync: break
     case .stable(let offset, let data): apply(.store(offset: offset, data))
     case .cut(let length): if takes() { bytes.removeLast(max(0, bytes.count - Int(length))) }
     case .zero(let offset, let count):
-      // Past the end of the file there is nothing to be zeroed.
+      // Beyond the end of the file there is nothing to zero.
       let end = min(bytes.count, Int(offset + count))
       each(Int(offset), end) { from, to in
         if takes() { bytes.replaceSubrange(from..<to, with: repeatElement(0, count: to - from)) }
@@ -73,7 +73,7 @@ struct FileImage {
     }
   }
 
-  /// Whole sectors, and what is left of them at both ends.
+  /// Calls the body for whole sectors, and for the partial ones at both ends.
   private func each(_ start: Int, _ end: Int, _ body: (Int, Int) -> Void) {
     var from = start
     while from < end {
@@ -83,11 +83,11 @@ struct FileImage {
     }
   }
 
-  /// The disk, read by nothing that was written for serving it.
+  /// The content of the disk, read without any of the code that serves it.
   ///
   /// - Parameters:
-  ///   - backing: what is under it.
-  ///   - name: of a snapshot; `nil`: the disk as it is.
+  ///   - backing: the content of its backing file.
+  ///   - name: a snapshot; `nil`: the current disk.
   func content(over backing: [UInt8], snapshot name: String? = nil) throws -> [UInt8] {
     let source = MemorySource(bytes)
     let header = try Qcow2Header(source)
@@ -139,9 +139,9 @@ struct FileImage {
   }
 }
 
-/// What each sector of a disk may hold. Sectors have one value in all their bytes.
+/// What each sector of a disk may contain. All bytes of a sector have one value.
 struct SectorPromise {
-  /// Since the last flush that was answered: what was there then, and everything that was written since.
+  /// Per sector: its value at the last completed flush, and every value written since.
   private(set) var allowed: [Set<UInt8>]
   private var current: [Set<UInt8>]
 
@@ -158,7 +158,7 @@ struct SectorPromise {
 
   mutating func flushed() { allowed = current }
 
-  /// - Returns: the first sector that has what it may not have.
+  /// - Returns: the first sector that has content it may not have.
   func broken(_ content: [UInt8], now: Bool = false) -> String? {
     for (sector, values) in (now ? current : allowed).enumerated() {
       let bytes = content[sector * FileImage.sector..<(sector + 1) * FileImage.sector]
@@ -171,7 +171,7 @@ struct SectorPromise {
 }
 
 extension Qcow2Disk {
-  /// Stores one value, or zeroes.
+  /// Writes one value, or zeroes.
   func change(
     _ kind: IOOperation.Kind, at offset: Int, count: Int, value: UInt8 = 0, pieces: Int = 1, isDurable: Bool = false
   ) -> Int32 {
@@ -190,7 +190,7 @@ extension Qcow2Disk {
         (operation.offset, operation.length) = (UInt64(offset), UInt64(count))
         unsafe operation.segments = segments.isEmpty ? nil : segments.baseAddress
         operation.segmentCount = segments.count
-        // A call may do a part of it.
+        // A call may transfer less.
         let result = perform(operation)
         return result == Int32(count) ? 0 : result
       }
@@ -199,7 +199,7 @@ extension Qcow2Disk {
 }
 
 extension ImageFolder {
-  /// - Parameter words: behind `qcow2:`; `DIR` stands for the folder.
+  /// - Parameter words: after `qcow2:`; `DIR` stands for the folder.
   func openToWrite(_ words: String, _ witness: (any Qcow2Witness)? = nil, blockSize: Int = 512) throws -> ImageFile {
     let location = try location(words)
     var options = ImageOptions(path: location.path, logicalBlockSize: blockSize)
@@ -208,7 +208,7 @@ extension ImageFolder {
     return try ImageFile(options)
   }
 
-  /// Has a disk, and closes it afterwards.
+  /// Opens a disk, and closes it afterwards.
   func writing(_ words: String, _ witness: (any Qcow2Witness)? = nil, _ body: (Qcow2Disk) throws -> Void) throws {
     let image = try openToWrite(words, witness)
     try body(try #require(image.chain))
@@ -217,7 +217,7 @@ extension ImageFolder {
 
   func bytes(_ name: String) throws -> [UInt8] { Array(try Data(contentsOf: URL(fileURLWithPath: place(name)))) }
 
-  /// An empty image, made here.
+  /// An empty image, made by this project's code.
   func make(_ name: String, size: UInt64, clusterBits: UInt32, isExtended: Bool, over backing: String? = nil) throws {
     let layout = try Qcow2Layout(
       size: size, geometry: Qcow2Geometry(clusterBits: clusterBits, isExtended: isExtended),

@@ -1,10 +1,10 @@
-/// The power goes while an image is written to: the image is whole, and what was flushed is there.
+/// Power is cut while an image is being written: the image stays consistent, and flushed data is there.
 ///
 /// Every store and every sync of random histories is recorded. Then, for each sync, images are made of everything that was stable before
-/// it and any of what was not, by sectors. Each has to be clean or to have leaks at most, and each sector has to have what it had
-/// when the last flush was answered, or what was written since.
+/// it and any subset of the sectors that were not. Each has to be clean or to have leaks at most, and each sector has to have
+/// what it had when the last flush was answered, or what was written since.
 ///
-/// `VMM_BLK_CRASH_IMAGES` says how many images there are to be in all.
+/// `VMM_BLK_CRASH_IMAGES` sets the total number of images.
 import Foundation
 import Glibc
 import GuestDriver
@@ -21,7 +21,7 @@ import VirtioCore
     var clusterBits: UInt32 = 12
     var isExtended = false
     var hasBacking = false
-    /// Options of `qemu-img create` and commands of `qemu-io` before and after a snapshot; `nil`: the image is made here.
+    /// Options of `qemu-img create` and commands of `qemu-io` before and after a snapshot; `nil`: this project makes the image.
     var qemu: (options: String, first: [String], second: [String])?
     var description: String { name }
   }
@@ -55,7 +55,7 @@ import VirtioCore
   ]
 
   private static let size = 384 << 10
-  /// Images in all, over all kinds.
+  /// Total number of images, over all kinds.
   private static let images = ProcessInfo.processInfo.environment["VMM_BLK_CRASH_IMAGES"].flatMap(Int.init) ?? 240
 
   @Test(arguments: kinds, [false, true]) func whateverReachedTheMediumIsAnImage(kind: Kind, fails: Bool) throws {
@@ -68,7 +68,7 @@ import VirtioCore
     }
   }
 
-  /// - Returns: images that were looked at.
+  /// - Returns: the number of images checked.
   private func history(_ kind: Kind, _ chance: Chance, images: Int, fails: Bool) throws -> Int {
     var chance = chance
     let folder = try ImageFolder(in: Medium.memory.folder)
@@ -100,7 +100,7 @@ import VirtioCore
     let (checked, problem) = try cut(calls, steps, first, backing, before, images, &chance)
     try #require(problem == nil, "\(kind)")
 
-    // In the end there is nothing to be found.
+    // In the end no error may be found.
     log.fail { _, _ in 0 }
     let isWhole = !fails
     image.finish()
@@ -116,7 +116,7 @@ import VirtioCore
   }
 
   private static func backing() -> [UInt8] {
-    // Shorter than the disk, with zeroes among it, and no whole number of clusters.
+    // Shorter than the disk, with zeroes inside, and not a whole number of clusters.
     var bytes = [UInt8](repeating: 251, count: size - 70 * FileImage.sector)
     bytes.replaceSubrange(64 << 10..<96 << 10, with: repeatElement(0, count: 32 << 10))
     return bytes
@@ -144,7 +144,7 @@ import VirtioCore
     var isFlush = false
     var isDurable = false
     var result: Int32 = 0
-    /// Calls that were made before it began, and when it ended.
+    /// The number of calls made by its beginning, and by its end.
     var begin = 0
     var end = 0
 
@@ -184,21 +184,21 @@ import VirtioCore
     return step
   }
 
-  // MARK: Cuts
+  // MARK: Power cuts
 
-  /// - Returns: images that were looked at, and what was wrong with the last of them.
+  /// - Returns: the number of images checked, and what was wrong with the last of them.
   private func cut(
     _ calls: [Qcow2Call], _ steps: [Step], _ first: FileImage, _ backing: [UInt8], _ before: [UInt8], _ images: Int,
     _ chance: inout Chance
   ) throws -> (checked: Int, problem: String?) {
-    // A part that is stable leaves the rest of what is pending as it was.
+    // A partial sync leaves the other pending writes as they were.
     let syncs = calls.indices.filter { calls[$0] == .sync || calls[$0].isStable } + [calls.count]
     let each = max(1, (images + syncs.count - 1) / syncs.count)
     var (stable, from, checked) = (first, 0, 0)
     var promise = SectorPromise(before)
     var (begun, ended) = (0, 0)
     for sync in syncs {
-      // What was asked for before that moment may be there, and what was flushed before it has to be.
+      // What was submitted by that moment may be there, and what was flushed by then has to be.
       while begun < steps.count, steps[begun].begin <= sync {
         while ended < begun, steps[ended].end <= sync { end(steps[ended], &promise, &ended) }
         promise.begin(steps[begun].sectors, steps[begun].value)
@@ -207,7 +207,7 @@ import VirtioCore
       while ended < begun, steps[ended].end <= sync { end(steps[ended], &promise, &ended) }
       for number in 0..<each {
         var image = stable
-        // All, nothing, and then any.
+        // All pending sectors, none, then random ones.
         let percent = [100, 0, 50, 10, 90][number % 5]
         for call in calls[from..<sync] { image.apply(call) { Int.random(in: 0..<100, using: &chance) < percent } }
         checked += 1
@@ -235,7 +235,7 @@ import VirtioCore
     return promise.broken(try image.content(over: backing))
   }
 
-  /// The proof is one: without the syncs that no guest asked for, of everything or of metadata alone, there are images that are
+  /// The check itself works: without the syncs that no guest asked for, of everything or of metadata alone, some images are
   /// broken.
   @Test(arguments: kinds.filter { $0.qemu == nil }) func aSyncThatIsLeftOutIsFound(kind: Kind) throws {
     var chance = Chance(5)
@@ -251,14 +251,14 @@ import VirtioCore
     }
     let asked = Set(steps.filter { $0.isFlush || $0.isDurable }.map { $0.end - 1 })
     let calls = log.calls.prefix(steps.last?.end ?? 0).enumerated().map { number, call in
-      // One that does nothing is in its place.
+      // A call that does nothing takes its place.
       call.isStable || call == .sync && !asked.contains(number) ? Qcow2Call.zero(offset: 0, count: 0) : call
     }
     let before = try first.content(over: backing)
     #expect(try cut(Array(calls), steps, first, backing, before, 200, &chance).problem != nil)
   }
 
-  /// A few of them are looked at by who made the format.
+  /// qemu-img checks a few of them.
   @Test(
     .enabled(if: Host.hasQemuImg, "qemu-img is not installed"), arguments: kinds.filter { !$0.hasBacking || $0.qemu == nil })
   func qemuFindsLeaksAtMost(kind: Kind) throws {

@@ -1,4 +1,4 @@
-/// Files of a chain that end before they should, or have nothing where they say that something is.
+/// Files of a chain that are shorter than they should be, or have nothing where they claim to.
 import Foundation
 import GuestDriver
 import Qcow2
@@ -9,12 +9,12 @@ import VirtioCore
 
 @Suite(.enabled(if: Host.hasQemuImg, "qemu-img is not installed")) struct Qcow2CutTests {
   private static let cluster = 65536
-  /// Of an image of clusters of 64 KiB in which something was written at 0 first.
+  /// Offsets in an image with 64 KiB clusters that was first written to at 0.
   private static let level1 = 0x30000
   private static let level2 = 0x40000
   private static let data = 0x50000
 
-  /// Eight clusters of ones, one behind the other.
+  /// Eight consecutive clusters of ones.
   private func image(_ size: String = "4M") throws -> ImageFolder {
     let folder = try ImageFolder()
     try folder.create("a", size)
@@ -39,7 +39,7 @@ import VirtioCore
 
   @Test func aRawImageUnderItThatIsCutIsAnError() throws {
     let folder = try ImageFolder()
-    // No whole number of clusters, nor of sectors.
+    // Not a whole number of clusters, nor of sectors.
     try Data(ones(100_000)).write(to: URL(fileURLWithPath: folder.place("base")))
     try folder.create("a", "1M", ["-b", folder.place("base"), "-F", "raw"])
     let opened = try folder.open("DIR/a?backing=raw:DIR/base")
@@ -51,7 +51,7 @@ import VirtioCore
     #expect(throws: TookTooLong.self) { try disk.bytes(at: 69632, count: 512) }
   }
 
-  /// A file that ends within a cluster has zeroes there, and nothing in the next one.
+  /// If a file ends within a cluster, the rest of that cluster reads as zeroes; the next cluster is an error.
   @Test func aRunIntoAClusterBehindTheEndIsAnError() throws {
     let folder = try image()
     try folder.cut("a", to: Self.data + 2 * Self.cluster + 4096)
@@ -83,7 +83,7 @@ import VirtioCore
     #expect(throws: TookTooLong.self) { try disk.bytes(at: Self.cluster, count: 512) }
   }
 
-  /// A sparse file may say that it has any number of tables.
+  /// A sparse file may claim any number of tables.
   @Test func tablesOfZeroesTakeNoMemory() throws {
     let folder = try image("8G")
     try folder.cut("a", to: 0x30_0000)
@@ -97,11 +97,11 @@ import VirtioCore
       #expect(disk.layers[0].heldTables == 1)
       #expect(try disk.bytes(at: 15 << 29, count: 512) == zeroes(512))
     }
-    // All is given back.
+    // All memory is given back.
     #expect(try folder.open("DIR/a").size == 8 << 30)
   }
 
-  /// Who has no zlib may serve what is not compressed.
+  /// Without zlib, images are served as long as no compressed cluster is read.
   @Test func aLibraryIsNeededForCompressedClustersOnly() throws {
     let folder = try ImageFolder()
     try folder.create("a", "4M")

@@ -1,8 +1,9 @@
-/// The same random history through QEMU and through this program, on images of all kinds: one disk, and two good images.
+/// The same random history through QEMU and through this program, on images of all kinds: equal disks, and two consistent
+/// images.
 ///
-/// Two copies of an image are changed in the same ways, one by each of the two, and then each by the other. `VMM_BLK_HISTORIES` says
-/// how many histories there are to be, and `VMM_BLK_HISTORY` the number of the first one: a number is always the same history.
-/// `Scripts/qcow2-histories.py --write` does this with the programs as users have them, and kills servers.
+/// Both programs change one copy of an image each in the same way, and then swap copies. `VMM_BLK_HISTORIES` says
+/// the number of histories, and `VMM_BLK_HISTORY` the number of the first one: a number always gives the same history.
+/// `Scripts/qcow2-histories.py --write` does this with the installed programs, and kills servers.
 import Foundation
 import GuestDriver
 import Qcow2
@@ -27,16 +28,16 @@ import VirtioCore
   }
 }
 
-/// One of them. Where it fails, its images are gone: it is made again by its number.
+/// One history. If it fails, its images are gone: its number makes it again.
 private struct Qcow2History {
   private var chance: Chance
   private let folder: ImageFolder
-  /// Bytes of the disk and of its clusters.
+  /// Size of the disk in bytes, and of its clusters.
   private var size: Int
   private let cluster: Int
   /// Options of `qemu-img create`.
   private let options: String
-  /// What is under the image: its format.
+  /// Format of the backing file.
   private let under: String?
   private var hasSnapshot = false
 
@@ -67,7 +68,7 @@ private struct Qcow2History {
     let then = hasSnapshot ? try disk("a", snapshot: true) : []
     for turn in 0..<Self.turns {
       if !hasSnapshot, !isOld, chance.next() % 5 == 0 {
-        // QEMU reads an old snapshot of such an image in the new size, and cannot resize all of version 2.
+        // QEMU reads an old snapshot of such an image in the new size, and cannot resize every version 2 image.
         size += [512, 65536, 1 << 20].randomElement(using: &chance) ?? 0
         for name in ["a", "b"] { try folder.run(["qemu-img", "resize", "-q", "-f", "qcow2", folder.place(name), "\(size)"]) }
       }
@@ -108,16 +109,16 @@ private struct Qcow2History {
     try FileManager.default.copyItem(atPath: folder.place("a"), toPath: folder.place("b"))
   }
 
-  /// Behind `qcow2:`.
+  /// What follows `qcow2:`.
   private func words(_ name: String) -> String { "DIR/\(name)" + (under.map { "?backing=\($0):DIR/base" } ?? "") }
 
-  /// A disk as both programs read it. - Throws: they do not read the same.
+  /// A disk as both programs read it. - Throws: if they read different bytes.
   private func disk(_ name: String, snapshot: Bool) throws -> [UInt8] {
     let theirs = try folder.content(name, snapshot: snapshot ? "then" : nil)
     let image = try folder.open(words(name) + (snapshot ? (under == nil ? "?" : "&") + "snapshot=then" : ""))
     let disk = try #require(image.chain)
     let ours = try disk.bytes(at: 0, count: Int(disk.size))
-    if let place = firstDifference(theirs, ours) { throw TookTooLong(description: "\(name) is read in two ways: \(place)") }
+    if let place = firstDifference(theirs, ours) { throw TookTooLong(description: "\(name) is read differently: \(place)") }
     return ours
   }
 
@@ -129,7 +130,7 @@ private struct Qcow2History {
     var value: UInt8 = 0
     var pieces = 1
 
-    /// Of qemu-io. Programs differ in what they leave of what is discarded, so zeroes follow.
+    /// Commands of qemu-io. The programs differ in what they leave of discarded data, so zeroes follow.
     var commands: [String] {
       let place = "\(range.lowerBound) \(range.count)"
       return switch kind {
@@ -145,7 +146,7 @@ private struct Qcow2History {
       let kinds: [IOOperation.Kind] = kind == .blockDiscard ? [.blockDiscard, .zeroRange] : [kind]
       for kind in kinds {
         let result = disk.change(kind, at: range.lowerBound, count: range.count, value: value, pieces: pieces)
-        guard result == 0 else { throw TookTooLong(description: "\(kind) at \(range) answered \(result)") }
+        guard result == 0 else { throw TookTooLong(description: "\(kind) at \(range) returned \(result)") }
       }
     }
   }

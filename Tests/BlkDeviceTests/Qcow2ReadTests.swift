@@ -1,4 +1,4 @@
-/// Disks of qcow2 images are what QEMU says that they are.
+/// qcow2 images read as QEMU reads them.
 import Foundation
 import GuestDriver
 import Testing
@@ -16,7 +16,8 @@ import VirtioCore
 
   /// Commands of qemu-io that write, zero and discard at random.
   ///
-  /// - Parameter compressed: bytes of a cluster, where some of an image that has nothing yet are to be compressed first; `nil`: none.
+  /// - Parameter compressed: the cluster size in bytes, if some clusters of an empty image are to be compressed first; `nil`:
+  ///   none.
   static func history(_ count: Int, size: Int, compressed: Int?, _ chance: inout Chance) -> [String] {
     var commands: [String] = []
     if let compressed {
@@ -43,7 +44,7 @@ import VirtioCore
     let size = 4 << 20
     let words = kind.isEmpty ? [] : ["-o", kind]
     let cluster = kind.contains("512") ? 512 : kind.contains("16k") ? 16 << 10 : kind.contains("2M") ? 2 << 20 : 64 << 10
-    // What has a place already is not compressed by QEMU.
+    // QEMU does not compress clusters that are already allocated.
     let compressed = kind.contains("preallocation") ? nil : cluster
     try folder.create("a", "\(size)", words)
     try folder.io("a", Self.history(40, size: size, compressed: compressed, &chance))
@@ -63,7 +64,7 @@ import VirtioCore
     let words = kind.isEmpty ? [] : ["-o", kind]
     let cluster = kind.contains("512") ? 512 : 64 << 10
     func history(_ size: Int) -> [String] { Self.history(20, size: size, compressed: cluster, &chance) }
-    // Each is larger than the one under it, and none but the top ends where a cluster does.
+    // Each is larger than the one under it, and only the top one ends at a cluster boundary.
     let sizes = [1_000_448, 2 << 20, 3_000_320, 4 << 20]
     if isRaw {
       try folder.run(["qemu-img", "create", "-q", "-f", "raw", folder.place("0"), "\(sizes[0])"])
@@ -96,7 +97,7 @@ import VirtioCore
     #expect { try folder.open("DIR/a?data-file=DIR/a") } throws: { "\($0)".contains("is another file") }
   }
 
-  /// Through the synthetic guest, in pieces of all sizes, by each way to do it.
+  /// Through the synthetic guest, in pieces of all sizes, with each engine.
   @Test(arguments: [EngineKind.auto, .threads, .sync], Medium.allCases)
   func aGuestReadsWhatIsThere(engine: EngineKind, medium: Medium) throws {
     var chance = Chance(11)
@@ -121,11 +122,11 @@ import VirtioCore
     }
     try rig.expect(.write(sector: 0, pattern(512)), .ioError)
     try rig.expect(.flush, .ok)
-    // The write, and nothing else.
+    // The write, and no other request.
     #expect(rig.device.counters.failures == 1)
   }
 
-  /// What cannot be read is an error of the request, and of no other.
+  /// A read of damaged metadata or data fails that request, and no other.
   @Test(arguments: [EngineKind.threads, .sync]) func damageIsAnErrorWhereItIs(engine: EngineKind) throws {
     let folder = try ImageFolder()
     try folder.create("a", "4M")
@@ -136,7 +137,7 @@ import VirtioCore
       try handle.seek(toOffset: place)
       try handle.write(contentsOf: Data(bytes))
     }
-    try put(0x40008, [0x80, 0, 1, 0, 0, 0, 0, 0])  // far behind the end
+    try put(0x40008, [0x80, 0, 1, 0, 0, 0, 0, 0])  // far beyond the end
     try put(0x40010, [0x80, 0, 0, 0, 0, 5, 2, 0])  // within a cluster
     try put(0x40018, [0xbf, 0, 0, 0, 0, 5, 0, 0])  // reserved bits
     let compressed = try scratchWord(folder, 0x40080) & 0x3f_ffff_ffff_ffff
@@ -148,7 +149,7 @@ import VirtioCore
     for cluster in [1, 2, 3, 16] as [UInt64] {
       try rig.expect(.read(sector: cluster * 128, bytes: 512), .ioError, "\(cluster)")
     }
-    // Across the border of what is there and what is not.
+    // Across the border between valid and damaged clusters.
     try rig.expect(.read(sector: 127, bytes: 1024), .ioError)
     for cluster in [0, 4, 7] as [UInt64] {
       #expect(try rig.expect(.read(sector: cluster * 128, bytes: 65536)).answer == [UInt8](repeating: 1, count: 65536))
@@ -179,7 +180,7 @@ import VirtioCore
   }
 }
 
-/// Numbers that are the same for the same seed.
+/// Random numbers that depend only on the seed.
 struct Chance: RandomNumberGenerator {
   private var state: UInt64
   init(_ seed: UInt64) { state = seed }

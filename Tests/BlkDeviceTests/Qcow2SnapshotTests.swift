@@ -1,4 +1,4 @@
-/// Snapshots that are created, applied and deleted here and by QEMU, one after the other, in the same images.
+/// Snapshots that this program and QEMU create, apply and delete in turn, in the same images.
 import CLinux
 import Foundation
 import GuestDriver
@@ -17,7 +17,7 @@ import VirtioCore
     "cluster_size=4k,lazy_refcounts=on",
   ]
 
-  /// The disk and its snapshots, as they have to be.
+  /// The expected disk and snapshots.
   private struct Model {
     var disk: [UInt8] = []
     var snapshots: [String: [UInt8]] = [:]
@@ -96,7 +96,7 @@ import VirtioCore
     }
   }
 
-  /// A disk that was resized between two snapshots has the size of the one that is applied.
+  /// If a disk was resized between two snapshots, applying one brings back its size.
   @Test func aSnapshotHasItsOwnSize() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "1M", ["-o", "cluster_size=4k"])
@@ -114,7 +114,7 @@ import VirtioCore
     }
   }
 
-  /// The space of what only a snapshot had goes back to the file system.
+  /// Space that only a deleted snapshot used goes back to the file system.
   @Test func deletingGivesSpaceBack() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "8M")
@@ -154,7 +154,7 @@ import VirtioCore
     let place = folder.place("a")
     let reader = try ChildProgram(["/usr/bin/env", "qemu-io", "-r", "-f", "qcow2", "-c", "sleep 3600000", place])
     defer { _ = reader.end(SIGKILL) }
-    try waitUntil("qemu-io has it: \(reader.output)") {
+    try waitUntil("qemu-io has it open: \(reader.output)") {
       do {
         _ = try Qcow2Editor(path: place)
         return false

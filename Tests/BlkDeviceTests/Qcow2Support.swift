@@ -11,7 +11,7 @@ extension Host {
   static let hasQemuImg: Bool = run("qemu-img", "--version") != nil && run("qemu-io", "--version") != nil
 }
 
-/// A folder with images in it. Names are in the folder.
+/// A folder with images in it. Names are relative to the folder.
 struct ImageFolder {
   let scratch: Scratch
   var path: String { scratch.path }
@@ -20,14 +20,14 @@ struct ImageFolder {
 
   func place(_ name: String) -> String { path + "/" + name }
 
-  /// A program of QEMU, which must succeed; `DIR` stands for the folder.
+  /// Runs a program of QEMU, which must succeed; `DIR` stands for the folder.
   func run(_ words: [String], _ place: SourceLocation = #_sourceLocation) throws {
     let words = words.map { $0.replacingOccurrences(of: "DIR", with: path) }
     let end = try ChildProgram(["/usr/bin/env"] + words).wait()
     guard end.status == 0 else { throw TookTooLong(description: "\(words) ended with \(end.status): \(end.output)") }
   }
 
-  /// - Parameter more: of `qemu-img create`, before the name.
+  /// - Parameter more: options of `qemu-img create`, before the name.
   func create(_ name: String, _ size: String? = nil, _ more: [String] = []) throws {
     try run(["qemu-img", "create", "-q", "-f", "qcow2"] + more + [place(name)] + (size.map { [$0] } ?? []))
   }
@@ -40,7 +40,7 @@ struct ImageFolder {
     try run(["qemu-io", "-f", format] + commands.flatMap { ["-c", $0] } + [place(name)])
   }
 
-  /// The disk as QEMU reads it. - Parameter snapshot: of the image's own.
+  /// The disk as QEMU reads it. - Parameter snapshot: one of the image's internal snapshots.
   func content(_ name: String, snapshot: String? = nil) throws -> [UInt8] {
     let raw = "raw-" + UUID().uuidString
     try run(
@@ -50,7 +50,7 @@ struct ImageFolder {
     return Array(try Data(contentsOf: URL(fileURLWithPath: place(raw))))
   }
 
-  /// Changes an image behind everybody's back.
+  /// Overwrites bytes of an image directly.
   func put(_ name: String, _ offset: UInt64, _ bytes: [UInt8]) throws {
     let handle = try #require(FileHandle(forUpdatingAtPath: place(name)))
     try handle.seek(toOffset: offset)
@@ -60,7 +60,7 @@ struct ImageFolder {
 
   func cut(_ name: String, to length: Int) throws { try #require(unsafe truncate(place(name), off_t(length)) == 0) }
 
-  /// Bytes of a file.
+  /// Length of a file in bytes.
   func length(_ name: String) throws -> Int {
     var info = stat()
     try #require(unsafe stat(place(name), &info) == 0)
@@ -71,7 +71,7 @@ struct ImageFolder {
     try Qcow2Location("qcow2:" + words.replacingOccurrences(of: "DIR", with: path))
   }
 
-  /// - Parameter words: behind `qcow2:`; `DIR` stands for the folder.
+  /// - Parameter words: after `qcow2:`; `DIR` stands for the folder.
   func open(_ words: String, blockSize: Int = 512) throws -> ImageFile {
     let location = try location(words)
     var options = ImageOptions(path: location.path, isReadOnly: true, logicalBlockSize: blockSize)
@@ -81,7 +81,7 @@ struct ImageFolder {
 }
 
 extension Qcow2Disk {
-  /// Reads as a helper does, into memory in pieces.
+  /// Reads as a helper does, into scattered memory.
   func bytes(at offset: Int, count: Int, pieces: Int = 1) throws -> [UInt8] {
     var bytes = [UInt8](repeating: 0xa5, count: count)
     let result: Int32 = unsafe bytes.withUnsafeMutableBytes { buffer in
@@ -99,7 +99,7 @@ extension Qcow2Disk {
         return perform(operation)
       }
     }
-    guard result == Int32(count) else { throw TookTooLong(description: "a read of \(count) at \(offset) answered \(result)") }
+    guard result == Int32(count) else { throw TookTooLong(description: "a read of \(count) at \(offset) returned \(result)") }
     return bytes
   }
 }

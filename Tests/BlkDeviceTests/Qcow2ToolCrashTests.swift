@@ -1,8 +1,8 @@
-/// A tool that changes an image is killed, or the power goes, at any moment: the image is clean, and has what it had or what
-/// it is to have.
+/// A tool that changes an image is killed, or power is cut, at any moment: the image is consistent, and has either the old or
+/// the new content.
 ///
-/// All calls of a tool are recorded. A kill leaves the first of them; a power cut leaves everything before a sync, and any of
-/// what came after it, by sectors.
+/// All calls of a tool are recorded. A kill leaves the first of them; a power cut leaves everything before a sync, and any
+/// subset of the sectors written after it.
 import Foundation
 import GuestDriver
 import Qcow2
@@ -19,7 +19,7 @@ import VirtioCore
     "cluster_size=1k,refcount_bits=32", "cluster_size=1k,refcount_bits=64",
   ]
 
-  /// Everything that an image has.
+  /// Everything that an image contains.
   private struct State: Equatable {
     var disk: [UInt8]
     var snapshots: [String: [UInt8]]
@@ -39,7 +39,7 @@ import VirtioCore
     }
   }
 
-  /// - Parameter mayLeak: it is written to as a disk is.
+  /// - Parameter mayLeak: leaked clusters are no problem, as in a disk that is being written.
   private func problem(of image: FileImage, mayLeak: Bool = false) throws -> String? {
     let source = MemorySource(image.bytes)
     let report = try Qcow2Check.run(source, try Qcow2Header(source))
@@ -47,15 +47,15 @@ import VirtioCore
     return nil
   }
 
-  /// Which calls out of so many are followed by a kill: all, or some where there are many, the last ones among them.
+  /// After which of `count` calls there is a kill: all, or some if there are many, always including the last ones.
   private func kills(_ count: Int, _ chance: inout Chance) -> Set<Int> {
     guard count > 24 else { return Set(0..<count) }
     return Set((0..<count).shuffled(using: &chance).prefix(18)).union(count - 6..<count)
   }
 
-  /// Looks at images that a kill or a power cut can leave.
+  /// Checks the images that a kill or a power cut can leave.
   ///
-  /// - Returns: how many there were.
+  /// - Returns: the number of images.
   private func crash(
     _ first: FileImage, _ calls: [Qcow2Call], _ chance: inout Chance, _ look: (FileImage, String) throws -> Void
   ) throws -> Int {
@@ -84,7 +84,7 @@ import VirtioCore
   }
 
   @Test(arguments: options, Change.allCases) func aChangeIsThereAsAWholeOrNotAtAll(options: String, change: Change) throws {
-    // Version 2 of QEMU's has the sizes of snapshots, too.
+    // In version 2 images made by QEMU, snapshots have their sizes, too.
     let folder = try ImageFolder(in: Medium.memory.folder)
     var chance = Chance(UInt64(Self.options.firstIndex(of: options) ?? 0) &* 8 &+ UInt64(change.rawValue.utf8.count))
     try folder.create("a", "\(Self.size)", ["-o", options])
@@ -119,7 +119,7 @@ import VirtioCore
     #expect(check.status == 0, "\(check.output)")
   }
 
-  /// The proof is one: where the header may be stored before the rest is stable, there are images that are broken.
+  /// The check itself works: if the header may be written before the rest is stable, some images are broken.
   @Test func aSyncThatIsLeftOutIsFound() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "\(Self.size)", ["-o", "cluster_size=4k"])
@@ -134,7 +134,7 @@ import VirtioCore
     #expect(broken > 0)
   }
 
-  /// Every call fails once: the image is as it was, or as it is to be.
+  /// Every call fails once: the image has the old or the new content.
   @Test func aCallThatFailsLeavesAnImage() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("first", "\(Self.size)", ["-o", "cluster_size=4k"])
@@ -211,7 +211,7 @@ import VirtioCore
       }
     }
 
-    // One thread has all of them.
+    // One thread makes all calls.
     var calls: [(file: Int, call: Qcow2Call)] = []
   }
 
@@ -234,7 +234,7 @@ import VirtioCore
       witnesses: (Order.Part(order, 0), Order.Part(order, 1))
     ) { _, _ in }
     func content(_ image: FileImage) throws -> [UInt8] { format == "raw" ? image.bytes : try image.content(over: []) }
-    // Afterwards all of it is in the base, and nothing in the overlay.
+    // Afterwards all data is in the base, and none in the overlay.
     #expect(try content(FileImage(bytes: try folder.bytes("base"))) == disk)
     #expect(try folder.content("a") == disk)
     #expect(try FileImage(bytes: try folder.bytes("a")).content(over: []) == [UInt8](repeating: 0, count: Self.size))
@@ -242,7 +242,7 @@ import VirtioCore
       let check = try ChildProgram(["/usr/bin/env", "qemu-img", "check", "-f", "qcow2", folder.place(name)]).wait()
       #expect(check.status == 0, "\(check.output)")
     }
-    // At every moment before, the overlay is the disk that it was.
+    // At every moment before that, the overlay shows the old disk.
     var (killed, stable, from) = ([overlay, under], [overlay, under], [0, 0])
     func look(_ files: [FileImage], _ moment: String) throws {
       try #require(try problem(of: files[0]) == nil, "\(moment)")
@@ -262,7 +262,7 @@ import VirtioCore
         }
         try look(files, "power cut before call \(number + 1) of \(calls.count)")
       }
-      // A sync is one of its file.
+      // A sync covers only its own file.
       (stable[file], from[file]) = (killed[file], number + 1)
     }
   }
@@ -297,7 +297,7 @@ import VirtioCore
     }
   }
 
-  /// What both have is not copied.
+  /// Data that both have is not copied.
   @Test func aRebaseCopiesWhatDiffers() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     let bytes = [UInt8](repeating: 5, count: 8 << 20)

@@ -1,4 +1,4 @@
-/// What commands that change a chain refuse, and what they have changed by then: nothing.
+/// What commands that change a chain refuse, and that they have changed nothing by then.
 import Foundation
 import GuestDriver
 import Qcow2
@@ -12,7 +12,7 @@ extension Qcow2ToolCrashTests {
     try Qcow2Commit.run(try folder.location(words), keepsOverlay: keepsOverlay) { _, _ in }
   }
 
-  /// Refused, with all files as they were.
+  /// Expects a refusal that leaves all files as they were.
   private func refused(
     _ folder: ImageFolder, _ files: [String], _ sentence: String, at place: SourceLocation = #_sourceLocation,
     _ body: () throws -> Void
@@ -24,7 +24,7 @@ extension Qcow2ToolCrashTests {
     #expect(try files.map(folder.bytes) == before, "\(sentence)", sourceLocation: place)
   }
 
-  /// Where a base grows, contents of a longer file under it would appear.
+  /// When a base grows, the content of a longer file under it would appear.
   @Test(arguments: [10, 20]) func aBaseGrowsOnlyOverZeroes(under: Int) throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.run(["qemu-img", "create", "-q", "-f", "raw", "DIR/under", "\(under)M"])
@@ -42,7 +42,7 @@ extension Qcow2ToolCrashTests {
     #expect(try folder.content("a") == disk && folder.content("base") == disk)
   }
 
-  /// The rest of the last cluster is not the disk's, until it grows.
+  /// The rest of the last cluster is not part of the disk until the disk grows.
   @Test(arguments: ["cluster_size=64k", "cluster_size=64k,extended_l2=on"], [60, 61]) func whatIsBehindTheDiskDoesNotAppear(
     options: String, kilobytes: Int
   ) throws {
@@ -64,7 +64,7 @@ extension Qcow2ToolCrashTests {
     }
   }
 
-  /// An overlay with errors is found before anything of it is in the base.
+  /// Errors in an overlay are found before any of its data is in the base.
   @Test(arguments: ["raw", "qcow2"], [false, true]) func aBadOverlayIsNotCommitted(format: String, keeps: Bool) throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.run(["qemu-img", "create", "-q", "-f", format, "DIR/base", "1M"])
@@ -72,7 +72,7 @@ extension Qcow2ToolCrashTests {
     try folder.io("a", ["write -P 2 0 64k"])
     let good = try folder.bytes("a")
     let words = "DIR/a?backing=\(format):DIR/base"
-    // A refcount of 0, and the mark.
+    // A refcount of 0, and the corrupt bit.
     for (offset, bytes, sentence) in [(0x20000, [0, 0], "errors"), (79, [2], "marked as corrupt")]
       as [(UInt64, [UInt8], String)]
     {
@@ -105,7 +105,7 @@ extension Qcow2ToolCrashTests {
     }
   }
 
-  /// Bitmaps are valid until a writer opens the image: who does nothing has not opened it.
+  /// Bitmaps are valid until a writer opens the image: a refused rebase has not opened it.
   @Test func aRebaseThatIsRefusedKeepsBitmaps() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.run(["qemu-img", "create", "-q", "-f", "raw", "DIR/base", "1M"])
@@ -121,7 +121,7 @@ extension Qcow2ToolCrashTests {
     try refused(folder, ["a"], "internal snapshots", rebase)
   }
 
-  /// One wait for many units that differ, not one for each.
+  /// Reading units that differ takes one wait for many, not one for each.
   @Test func aRebaseJoinsWhatDiffers() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try Data(repeating: 5, count: 4 << 20).write(to: URL(fileURLWithPath: folder.place("base")))

@@ -1,4 +1,4 @@
-/// What is written to a disk of qcow2 images is there for us and for QEMU, and the image is one afterwards.
+/// Data written to disks of qcow2 images is there for this program and for QEMU, and the image is consistent afterwards.
 import Foundation
 import Glibc
 import GuestDriver
@@ -17,7 +17,7 @@ import VirtioCore
     #expect(end.status == 0, "\(end.output)", sourceLocation: place)
   }
 
-  /// Changes a disk at random, and bytes in the same way.
+  /// Changes a disk at random, and applies the same changes to an array of bytes.
   private func history(
     _ disk: Qcow2Disk, _ content: inout [UInt8], steps: Int, _ chance: inout Chance, most: Int = 300
   ) throws {
@@ -57,7 +57,7 @@ import VirtioCore
       try folder.io("a", Qcow2ReadTests.history(8, size: Self.size, compressed: nil, &chance))
     }
     var content = try folder.content("a")
-    // What one leaves the next one goes on with.
+    // The second round continues with what the first one left.
     for _ in 0..<2 {
       try folder.writing("DIR/a") { disk in
         try history(disk, &content, steps: 40, &chance)
@@ -95,7 +95,7 @@ import VirtioCore
     #expect(try folder.bytes("0") == under)
   }
 
-  /// Queues of one disk, which write into the same clusters.
+  /// Several queues of one disk write to the same clusters.
   @Test(arguments: [false, true], [false, true]) func severalThreadsAllocateTheSameClusters(
     isExtended: Bool, hasBacking: Bool
   ) throws {
@@ -109,7 +109,7 @@ import VirtioCore
       let workers = try (0..<threads).map { thread in
         try SystemThread(name: "writer \(thread)") {
           var chance = Chance(UInt64(thread))
-          // Each has sectors of its own, in the same clusters as those of the others.
+          // Each thread has its own sectors, in the same clusters as those of the others.
           for sector in stride(from: thread, to: size / 512, by: threads).shuffled(using: &chance) where chance.next() % 4 != 0
           {
             let kind: IOOperation.Kind = sector % 7 == 0 ? .punchHole : .write
@@ -149,7 +149,7 @@ import VirtioCore
     }
   }
 
-  /// Either of the two may write, and not both; and nobody reads while the other writes.
+  /// Either program may write, but not both; and neither reads while the other writes.
   @Test func aWriterIsAlone() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "4M")
@@ -171,13 +171,13 @@ import VirtioCore
     #expect(throws: ImageError.locked(path: folder.place("a"))) { try folder.openToWrite("DIR/a") }
   }
 
-  /// An image whose tables point at its tables is refused where that is found, and marked.
+  /// An image whose tables point at its own tables is refused where that is found, and marked as corrupt.
   @Test(arguments: [0x0_0000, 0x1_0000, 0x2_0000, 0x3_0000, 0x4_0000, 0x100_0000] as [UInt64])
   func tablesAreNotWrittenToAsData(place: UInt64) throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "4M")
     try folder.io("a", ["write -P 1 0 64k"])
-    // 0 itself would be no place at all; with the copied bit it is the header's.
+    // 0 alone would mean unallocated; with the copied bit it means the header.
     var entry = [UInt8](repeating: 0, count: 8)
     for index in 0..<8 { entry[index] = UInt8(truncatingIfNeeded: (place | 1 << 63) >> UInt64(56 - index * 8)) }
     try folder.put("a", 0x40000 + 8 * 8, entry)
@@ -186,7 +186,7 @@ import VirtioCore
       let image = try folder.openToWrite("DIR/a")
       let disk = try #require(image.chain)
       if place == 0 {
-        // An entry without a place is one of nothing: it gets one.
+        // An unallocated entry: the write allocates a cluster.
         #expect(disk.change(.write, at: 512 << 10, count: 65536, value: 7) == 0)
         return
       }
@@ -198,7 +198,7 @@ import VirtioCore
     #expect { try folder.openToWrite("DIR/a") } throws: { "\($0)".contains("marked as corrupt") }
   }
 
-  /// A sync that failed stays failed: the kernel says it once.
+  /// A failed sync stays failed: the kernel reports an error once.
   @Test func aFailedSyncStays() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "4M")
@@ -215,7 +215,7 @@ import VirtioCore
     #expect(try disk.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
   }
 
-  /// The kernel says it once here, too: metadata that may not be there ends all writing.
+  /// The kernel reports this error once as well: if metadata may be lost, all further writes fail.
   @Test func aPartThatCannotBeMadeStableStaysSo() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "64M")
@@ -233,7 +233,8 @@ import VirtioCore
     #expect(try disk.bytes(at: 0, count: 4096) == [UInt8](repeating: 1, count: 4096))
   }
 
-  /// The kernel reports an error of any page to whoever asks first: a flush beside a part that fails would be told nothing.
+  /// The kernel reports a write-back error of any page to whoever asks first: a flush beside a failing partial sync would not
+  /// see it.
   @Test func aPartAndEverythingAreNotMadeStableAtOnce() throws {
     final class Overlap: Qcow2Witness {
       let running = Mutex<(syncs: Int, parts: Int, overlaps: Int)>((0, 0, 0))
@@ -251,7 +252,7 @@ import VirtioCore
             $0.parts -= parts
           }
         }
-        // The longer it takes the likelier is the other one to come.
+        // The longer a sync takes, the likelier another one overlaps.
         if syncs + parts > 0 { usleep(500) }
         return perform()
       }
@@ -272,7 +273,7 @@ import VirtioCore
     #expect(witness.running.withLock { $0.overlaps } == 0)
   }
 
-  /// Writes that wait for the medium have threads that share its syncs; those that only store have few.
+  /// Writes that wait for the medium have threads that share its syncs; writes that only store into the page cache have few.
   @Test func onlyWritesThatWaitForNothingAreSaidToStore() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "4M", ["-o", "cluster_size=128k,extended_l2=on"])
@@ -286,9 +287,9 @@ import VirtioCore
       #expect(disk.change(.write, at: 0, count: 4096, value: 1) == 0)
       #expect(stores(disk, 0) && stores(disk, 4096))
     }
-    // Opened again, what the cluster has beside its data is not known to be a hole.
+    // After the image is opened again, the rest of the cluster is not known to be a hole.
     try folder.writing("DIR/a") { disk in
-      // Its table is not read yet.
+      // Its table has not been read yet.
       #expect(!stores(disk, 0))
       let bytes = try disk.bytes(at: 0, count: 4096)
       #expect(bytes == [UInt8](repeating: 1, count: 4096))
@@ -298,7 +299,7 @@ import VirtioCore
     try folder.writing("DIR/b?backing=qcow2:DIR/a") { disk in #expect(!stores(disk, 0)) }
   }
 
-  /// A guest's data that is in the page cache is not waited for where only metadata has to be stable.
+  /// If only metadata has to be stable, guest data in the page cache is not synced.
   @Test func aNewRunWaitsForItsRefcountsOnly() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "256M")
@@ -309,7 +310,7 @@ import VirtioCore
     }
   }
 
-  /// A medium that is full, and has room again.
+  /// A medium that is full, and then has room again.
   @Test func afterAFullMediumItGoesOn() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "5M", ["-o", "cluster_size=16k"])
@@ -332,7 +333,7 @@ import VirtioCore
     try check(folder, "a")
   }
 
-  /// A disk that is used and closed again and again does not grow by that.
+  /// A disk that is used and closed again and again does not grow from that.
   @Test func whatIsAllocatedAheadIsGivenBack() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "64M")
@@ -345,7 +346,7 @@ import VirtioCore
     try check(folder, "a")
   }
 
-  /// Bitmaps that this writer does not keep are not taken for true by who knows them.
+  /// Bitmaps that this writer does not maintain are marked, so that programs that use them do not trust them.
   @Test func staleBitmapsAreMarked() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("a", "4M")
@@ -355,7 +356,7 @@ import VirtioCore
     #expect(try folder.bytes("a")[95] == 0)
   }
 
-  /// The whole way from a driver, on a medium that waits and on one that does not.
+  /// The whole path from a driver, on a medium that may block and on one that does not.
   @Test(arguments: Medium.allCases, [EngineKind.auto, .sync, .threads]) func aDriverWrites(
     medium: Medium, engine: EngineKind
   ) throws {
@@ -375,7 +376,7 @@ import VirtioCore
       try rig.expect(.writeZeroes([BlockRange(sector: 104, sectors: 4)]), .ok)
       try rig.expect(.discard([BlockRange(sector: 108, sectors: 4)]), .ok)
       #expect(try rig.perform(.read(sector: 104, bytes: 2048)).answer == [UInt8](repeating: 0, count: 2048))
-      // Past the end of the file, which is not as long as the disk.
+      // Beyond the end of the file, which is shorter than the disk.
       try rig.expect(.write(sector: 16000, written), .ok)
     }
     try check(folder, "a")
@@ -383,7 +384,7 @@ import VirtioCore
     #expect(content[112 * 512] == 3 && Array(content[16000 * 512..<16024 * 512]) == written)
   }
 
-  /// What the image has no words for is not made to take space by a discard.
+  /// A discard that the image format cannot express allocates nothing.
   @Test func aDiscardTakesNoSpace() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)
     try folder.create("0", "4M")

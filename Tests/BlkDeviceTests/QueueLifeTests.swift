@@ -1,4 +1,4 @@
-/// The life of a queue as its transport sees it: asked for, answered, and nobody waits.
+/// The life of a queue as its transport sees it: every request is answered with an event, and nothing blocks.
 import Glibc
 import GuestDriver
 import Synchronization
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct QueueLifeTests {
-  /// A queue whose kicks nobody would hear is refused, with a reason, and can be started again.
+  /// A queue whose kicks cannot be polled is refused, with a reason, and can be started again.
   @Test(arguments: [
     (Errno.noSpace, QueueError.outOfMemory), (.noMemory, .outOfMemory), (.tooManyOpenFiles, .outOfDescriptors),
     (.tooManyOpenFilesInSystem, .outOfDescriptors), (.resourceTemporarilyUnavailable, .outOfThreads),
@@ -28,7 +28,7 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 1, used: 1))
   }
 
-  /// A disk whose medium answers when the script says so, and one queue on it.
+  /// A disk whose medium completes when the script says so, and one queue on it.
   private struct Disk {
     let scratch: Scratch
     let script: Script
@@ -47,7 +47,7 @@ import VirtioCore
       hand = try HandQueue(device, 0, SharedMemory())
     }
 
-    /// A request that the medium has got and does not answer.
+    /// Submits a request that the medium holds.
     func submitAndHold() throws {
       script.hold()
       try hand.submit(.read(sector: 0, bytes: 512))
@@ -55,7 +55,7 @@ import VirtioCore
       try waitUntil("the medium has the request") { script.held == 1 }
     }
 
-    /// Events until this one is there.
+    /// Collects events until this one arrives.
     func events(until wanted: DeviceEvent) throws -> [DeviceEvent] {
       var events: [DeviceEvent] = []
       try waitUntil("\(wanted)") {
@@ -74,7 +74,7 @@ import VirtioCore
     try disk.submitAndHold()
     #expect(disk.hand.attended.stop(queue: 0))
     #expect(disk.hand.attended.state(of: 0) == .stopping)
-    // The worker has seen that it is to stop, and says nothing.
+    // The worker has seen the stop, and does not answer it yet.
     disk.device.replaceFailure(queue: 0, .none)
     #expect(disk.hand.attended.takeEvents().isEmpty)
     #expect(disk.hand.attended.busyQueues == [0])
@@ -87,7 +87,7 @@ import VirtioCore
     let disk = try Disk()
     try disk.hand.start()
     try disk.submitAndHold()
-    // Past the account of the transport, too.
+    // Also directly to the device, past the transport's account.
     for _ in 0..<5 { disk.device.stop(queue: 0) }
     disk.script.release()
     #expect(try disk.events(until: Self.stopped) == [Self.stopped])
@@ -124,7 +124,7 @@ import VirtioCore
     #expect(disk.hand.stop() == QueuePosition())
   }
 
-  /// A worker ends by itself; a start that comes at that very moment is not lost.
+  /// A worker may be ending by itself; a start that arrives at that very moment is not lost.
   @Test func aStartForAWorkerThatIsEndingIsCarriedOut() throws {
     let disk = try Disk()
     var position = QueuePosition()
@@ -143,7 +143,7 @@ import VirtioCore
     try disk.submitAndHold()
     disk.device.leave(queue: 0)
     #expect(disk.device.leftQueues == [0])
-    // Its place is not free, and its neighbour does not notice.
+    // Its slot is not free, and its neighbour is not affected.
     disk.device.start(disk.hand.activation)
     let refused = DeviceEvent.notStarted(queue: 0, .leftBehind)
     #expect(try disk.events(until: refused) == [refused])
@@ -151,7 +151,7 @@ import VirtioCore
     #expect(try other.perform(.read(sector: 0, bytes: 512)).status == .ok)
     try waitUntil("the queue that was left has ended") {
       let events = disk.hand.attended.takeEvents()
-      #expect(events.isEmpty, "nothing is heard of a queue that was left")
+      #expect(events.isEmpty, "a queue that was left reports nothing")
       return disk.device.leftQueues.isEmpty
     }
     try disk.hand.start(at: QueuePosition(available: 1, used: 1))
@@ -160,7 +160,7 @@ import VirtioCore
     #expect(disk.hand.stop() != nil && other.stop() != nil)
   }
 
-  /// What a front-end can send as often as it likes replaces what it sent before, also while the worker does not look.
+  /// Control messages that a front-end can send as often as it likes replace each other, also while the worker does not look.
   @Test func callsThatReplaceEachOtherDoNotPileUp() async {
     await #expect(processExitsWith: .success) {
       let entered = Atomic(false)
@@ -192,7 +192,7 @@ import VirtioCore
     }
   }
 
-  /// What the workers have to tell is bounded, even if nobody listens.
+  /// The workers' events are bounded, even if nobody takes them.
   @Test func newsThatNobodyTakesDoesNotPileUp() throws {
     let news = try DeviceNews()
     for number in 0..<1000 {

@@ -1,4 +1,4 @@
-/// A Ceph cluster for as long as tests need it: a monitor and an OSD on the loopback address.
+/// A Ceph cluster that runs for as long as tests need it: a monitor and an OSD on the loopback address.
 import CLinux
 import Foundation
 import Glibc
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 extension Host {
-  /// librbd is installed, and what a cluster and its clients need.
+  /// librbd is installed, and so are the programs of a cluster and its clients.
   static let hasCeph: Bool =
     RBDSupport.load() == nil && run("ceph-mon", "--version") != nil && run("ceph-osd", "--version") != nil
     && run("rbd", "--version") != nil
@@ -19,14 +19,14 @@ final class RBDCluster: Sendable {
   let folder: String
   private let images = Atomic<Int>(0)
 
-  /// One for all tests that leave it as it is, and one for those that kill it.
+  /// One for tests that leave it running, and one for tests that kill its daemons.
   static let shared = Result { try RBDCluster() }
   static let victim = Result { try RBDCluster() }
 
   /// Its data outlives its processes.
   init() throws {
     let memory = "/dev/shm"
-    // Where it costs no disk: the OSD makes everything stable.
+    // In memory if possible, because the OSD makes everything stable.
     let parent = unsafe access(memory, W_OK) == 0 ? memory : NSTemporaryDirectory()
     folder = parent + "/vmm-blk-ceph-" + UUID().uuidString.prefix(8)
     try Self.script("start", folder, "\(getpid())")
@@ -43,7 +43,7 @@ final class RBDCluster: Sendable {
 
   var configuration: String { folder + "/ceph.conf" }
 
-  /// `rbd` with these words. - Returns: what it says.
+  /// Runs `rbd` with these words. - Returns: its output.
   @discardableResult
   func rbd(_ words: String...) throws -> String {
     let (status, output) = try ChildProgram(["/usr/bin/env", "rbd", "-c", configuration] + words).wait()
@@ -58,7 +58,7 @@ final class RBDCluster: Sendable {
     return output
   }
 
-  /// A new image of its own. - Returns: its name, without the pool's.
+  /// Creates an image. - Returns: its name, without the pool's.
   func image(size: String = "16M", _ more: String...) throws -> String {
     let name = "image\(images.wrappingAdd(1, ordering: .relaxed).newValue)"
     let (status, output) = try ChildProgram(
@@ -68,7 +68,7 @@ final class RBDCluster: Sendable {
     return name
   }
 
-  /// - Parameter ownerTimeout: seconds that another client's lock is waited for.
+  /// - Parameter ownerTimeout: seconds to wait for another client's lock.
   func options(_ image: String, ownerTimeout: Int = 0, breaksLock: Bool = false) throws -> RBDOptions {
     var options = RBDOptions(try RBDLocation("rbd:rbd/\(image)?conf=\(configuration)"))
     (options.ownerTimeout, options.breaksLock) = (ownerTimeout, breaksLock)
@@ -84,20 +84,20 @@ final class RBDCluster: Sendable {
   func kill(_ daemon: String) throws {
     let process = try process(daemon)
     Glibc.kill(process, SIGKILL)
-    // The last thread has its locks, which the next daemon wants. Dead is also what nobody has taken notice of.
+    // The last thread holds its locks, which the next daemon needs. A zombie counts as dead.
     try waitUntil("\(daemon) is gone") { Self.threads(of: process, areAllIn: "ZX") }
   }
 
-  /// It stands still, each of its threads: one that was running goes on for a while after the signal.
+  /// Pauses all its threads: one that was running goes on for a while after the signal.
   func stop(_ daemon: String) throws {
     let process = try process(daemon)
     Glibc.kill(process, SIGSTOP)
-    try waitUntil("\(daemon) stands still") { Self.threads(of: process, areAllIn: "T") }
+    try waitUntil("\(daemon) is stopped") { Self.threads(of: process, areAllIn: "T") }
   }
 
   func goOn(_ daemon: String) throws { Glibc.kill(try process(daemon), SIGCONT) }
 
-  /// - Parameter states: letters of the kernel's.
+  /// - Parameter states: letters of the kernel's thread states.
   private static func threads(of process: pid_t, areAllIn states: String) -> Bool {
     let threads = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/\(process)/task")) ?? []
     return threads.allSatisfy { thread in
@@ -107,6 +107,6 @@ final class RBDCluster: Sendable {
     }
   }
 
-  /// Starts what was killed.
+  /// Starts the daemons that were killed.
   func resume() throws { try Self.script("resume", folder) }
 }

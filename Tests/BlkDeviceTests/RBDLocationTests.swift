@@ -1,4 +1,4 @@
-/// Names of images of Ceph clusters.
+/// Names of images in Ceph clusters.
 import Testing
 
 @testable import VirtioBlkDevice
@@ -40,7 +40,7 @@ import Testing
     #expect(location.name == "p/i@s")
   }
 
-  /// Values of an image are as somebody wrote them; who only reads can lose no write.
+  /// Values as a person may have written them; a read-only disk cannot lose writes.
   @Test(
     arguments: [
       ("rbd_cache", "false", false, false), ("rbd_cache", "0", false, false), ("rbd_cache", "true", true, false),

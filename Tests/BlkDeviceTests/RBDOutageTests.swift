@@ -1,4 +1,4 @@
-/// Clusters whose processes are killed, stand still, are full, or never come back.
+/// Clusters whose daemons are killed or paused, that are full, or that never come back.
 import Foundation
 import GuestDriver
 import Synchronization
@@ -15,7 +15,7 @@ import VirtioCore
     return try Rig(options)
   }
 
-  /// Requests wait, and go on by themselves.
+  /// Requests wait for the cluster, and go on by themselves.
   @Test(arguments: ["osd.0", "mon.a"]) func killedUnderVerifiedLoad(daemon: String) throws {
     let cluster = try RBDCluster.victim.get()
     let rig = try Self.rig(cluster, queues: 2)
@@ -24,14 +24,14 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// What is only in this process dies with it: nothing is acknowledged before the cluster has it.
+  /// Data that is only in this process is lost with it: nothing is acknowledged before the cluster has it.
   @Test func noWriteIsAcknowledgedWithoutTheCluster() throws {
     let cluster = try RBDCluster.victim.get()
     var options = ImageOptions(path: "")
     options.rbd = try cluster.options(cluster.image())
     let hand = try HandQueue(BlockDevice(image: ImageFile(options)), 0, SharedMemory())
     try hand.start()
-    // A cache would write through until the first of these.
+    // A cache would write through until the first flush.
     #expect(try hand.perform(.write(sector: 0, pattern(4096))).status == .ok)
     #expect(try hand.perform(.flush).status == .ok)
     try cluster.stop("osd.0")
@@ -44,7 +44,7 @@ import VirtioCore
     }
     try cluster.goOn("osd.0")
     var outcome: BlockOutcome?
-    try waitUntil("the write is over") {
+    try waitUntil("the write is answered") {
       outcome = try hand.queue.reap()
       return outcome != nil
     }
@@ -52,7 +52,7 @@ import VirtioCore
     _ = hand.stop()
   }
 
-  /// A queue that is left is nobody's any more, and the rest of the process goes on without the cluster.
+  /// A queue that was left stays abandoned, and the rest of the process goes on without the cluster.
   @Test func aClusterThatIsGoneForGood() throws {
     let cluster = try RBDCluster()
     let memory = try SharedMemory()
@@ -72,13 +72,13 @@ import VirtioCore
     usleep(10_000)
     #expect(try hand?.queue.reap() == nil)
     hand?.device.leave(queue: 0)
-    // Who lets it go waits for nothing.
+    // Releasing it does not wait.
     let start = ContinuousClock.now
     hand = nil
     #expect(ContinuousClock.now - start < Patience.limit)
   }
 
-  /// What the cluster has no room for waits until there is some, as its clients have it.
+  /// Writes that do not fit into the cluster wait until there is room, as Ceph's clients do.
   @Test func aFullCluster() throws {
     let cluster = try RBDCluster.victim.get()
     var options = ImageOptions(path: "")
@@ -96,7 +96,7 @@ import VirtioCore
     #expect(try hand.perform(.read(sector: 0, bytes: 4096)).status == .ok)
     try hand.submit(.write(sector: 8, pattern(4096)))
     hand.queue.publish()
-    // Nobody can say when it is not answered; an error would come at once.
+    // No event tells that it is not answered; an error would come at once.
     usleep(100_000)
     let early = try hand.queue.reap()
     #expect(early == nil || early?.status == .ok)

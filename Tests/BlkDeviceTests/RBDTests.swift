@@ -1,4 +1,4 @@
-/// Disks that are images of a real Ceph cluster: everything a guest may ask, who has the image, and what others do to it.
+/// Disks on images of a real Ceph cluster: all request types, who holds the image, and what other clients do to it.
 import Foundation
 import GuestDriver
 import Synchronization
@@ -30,7 +30,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// As another client of the cluster sees it.
+  /// Checked through another client of the cluster.
   @Test func whatIsFlushedIsInTheCluster() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image()
@@ -69,7 +69,7 @@ import VirtioCore
   @Test func discardsAndZeroes() throws {
     let cluster = try RBDCluster.shared.get()
     let rig = try Self.rig(cluster, cluster.image())
-    // The library keeps what is less than its granularity.
+    // The library keeps ranges that are smaller than its granularity.
     #expect(rig.client.config.discard?.alignment == 128)
     for request: BlockRequest in [
       .discard([BlockRange(sector: 128, sectors: 256)]), .writeZeroes([BlockRange(sector: 128, sectors: 256)]),
@@ -83,14 +83,14 @@ import VirtioCore
       #expect(firstDifference(Array(found[65536..<196608]), zeroes(131072)) == nil, "\(request)")
       #expect(firstDifference(Array(found[196608...]), Array(expected[196608...])) == nil, "\(request)")
     }
-    // One that is not aligned is exact all the same.
+    // A range that is not aligned is exact all the same.
     try rig.expect(.write(sector: 0, pattern(8192)))
     try rig.expect(.writeZeroes([BlockRange(sector: 3, sectors: 5)]))
     let found = try rig.expect(.read(sector: 0, bytes: 8192)).answer
     #expect(Array(found[1536..<4096]) == zeroes(2560) && Array(found[4096...]) == Array(pattern(8192)[4096...]))
   }
 
-  /// Without a cache of its own each write is stable when it is answered.
+  /// Without a write cache each write is stable when it is answered.
   @Test func stableWrites() throws {
     let cluster = try RBDCluster.shared.get()
     let rig = try Self.rig(cluster, cluster.image())
@@ -103,7 +103,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  // MARK: What cannot be served
+  // MARK: Images that are refused
 
   private static func imageOptions(_ rbd: RBDOptions, isReadOnly: Bool = false, blockSize: Int = 512) -> ImageOptions {
     var options = ImageOptions(path: "", isReadOnly: isReadOnly, logicalBlockSize: blockSize)
@@ -125,7 +125,7 @@ import VirtioCore
     #expect { try ImageFile(Self.imageOptions(options)) } throws: { "\($0)".contains(sentence) }
   }
 
-  /// The image's and the pool's settings go before a client's.
+  /// Settings of the image and of its pool override a client's.
   @Test(arguments: [
     ("rbd_cache", "true"), ("rbd_disable_zero_copy_writes", "false"), ("rbd_non_blocking_aio", "false"),
     ("rbd_blocklist_on_break_lock", "false"),
@@ -141,7 +141,7 @@ import VirtioCore
     try Self.rig(cluster, image).expect(.write(sector: 0, pattern(512)))
   }
 
-  /// The waiter has gone: what goes on without it takes nothing from anybody.
+  /// The caller has given up: an opening that goes on without it takes no lock from another client.
   @Test func anOpeningThatIsGivenUpBreaksNoLock() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image()
@@ -159,14 +159,14 @@ import VirtioCore
     #expect(throws: ImageError.rbd(.givenUp(uri: options.location.text))) { try ImageFile(imageOptions) }
   }
 
-  /// Nobody is there, or somebody who does not speak: a sentence after a limit.
+  /// No cluster, or one that does not speak: an error after a limit.
   @Test func aClusterThatIsAway() throws {
     let scratch = try Scratch()
     try Data("[global]\nmon host = [v2:127.0.0.1:1]\n".utf8).write(to: URL(fileURLWithPath: scratch.path + "/ceph.conf"))
     var options = RBDOptions(try RBDLocation("rbd:rbd/image?conf=\(scratch.path)/ceph.conf"))
     options.connectTimeout = 1
     #expect { try ImageFile(Self.imageOptions(options)) } throws: { "\($0)".contains("does not answer") }
-    // Who does not wait for that says so.
+    // A user who cannot wait that long can say so.
     var imageOptions = Self.imageOptions(options)
     imageOptions.rbd?.connectTimeout = 3600
     imageOptions.patience = OpeningPatience()
@@ -211,12 +211,12 @@ import VirtioCore
     #expect(other.wait().status != 0)
     let found = try rig.expect(.read(sector: 0, bytes: 512)).answer
     #expect(found == pattern(512))
-    // To be read it is anybody's.
+    // Reading needs no lock.
     let reader = try Self.rig(cluster, image, isReadOnly: true)
     #expect(try reader.expect(.read(sector: 0, bytes: 512)).answer == pattern(512))
   }
 
-  /// Once it is closed it is the next one's, at once.
+  /// Once the image is closed, the next client gets the lock at once.
   @Test func theLockGoesWithTheImage() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image()
@@ -229,7 +229,7 @@ import VirtioCore
     }
   }
 
-  /// The queues of who lost it stop, and no answer of theirs is about what was not done.
+  /// If a client loses the lock, its queues stop, and it acknowledges no write that was not done.
   @Test(arguments: [1, 2]) func whoLosesTheLockIsFenced(queues: Int) throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image()
@@ -264,18 +264,18 @@ import VirtioCore
     let words = events.compactMap { if case .notice(let text) = $0 { text } else { nil } }
     #expect(words.count { $0.contains("has fenced this client") } == 1, "\(words)")
     #expect(try firstDifference(next.expect(.read(sector: 0, bytes: 4096)).answer, pattern(4096, seed: 2)) == nil)
-    // There is no way back for that client.
+    // That client cannot recover.
     #expect(throws: QueueError.mediumLost) { try first.start() }
   }
 
-  // MARK: What others do to it
+  // MARK: Changes by other clients
 
   @Test func anImageIsResizedElsewhere() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image(size: "16M")
     let rig = try Self.rig(cluster, image)
     for (size, words) in [(32 << 20, ["32M"]), (8 << 20, ["8M", "--allow-shrink"])] {
-      // The owner of the lock is asked to do it, and is this process.
+      // The owner of the lock, which is this process, is asked to resize.
       let child = try ChildProgram(
         ["/usr/bin/env", "rbd", "-c", cluster.configuration, "resize", "--no-progress", "rbd/" + image, "--size"] + words)
       let (status, output) = child.wait()
@@ -292,7 +292,7 @@ import VirtioCore
     #expect(throws: ImageError.self) { try rig.device.image.setLength(64 << 20) }
   }
 
-  /// However many changes there are, the last one is what is told last.
+  /// However many changes there are, the last size reported is the current one.
   @Test func manyResizesOneAfterTheOther() throws {
     let cluster = try RBDCluster.shared.get()
     let image = try cluster.image(size: "1M")

@@ -1,5 +1,5 @@
-/// A guest whose other CPUs rewrite rings, descriptors, headers and tables while the device is at work on them, on every
-/// engine: its own queue may be given up, and that is all.
+/// A guest whose other CPUs rewrite rings, descriptors, headers and tables while the device is using them, on every engine:
+/// its own queue may fail, and that is all.
 import Foundation
 import Synchronization
 import Testing
@@ -19,7 +19,7 @@ import VirtioCore
     var options = BlockDeviceOptions()
     options.engine = engine
     options.queueCount = 2
-    // One thread for both: whatever the one does to its worker, the other would feel.
+    // Both queues share a thread: whatever one does to its worker, the other would notice.
     options.threads = 1
     options.serial = "the other queue"
     let device = try BlockDevice(image: image, options: options)
@@ -35,13 +35,13 @@ import VirtioCore
         #expect(outcome.status == .ok)
         #expect(outcome.answer.starts(with: Array("the other queue".utf8)))
       }
-      // It stops, whatever has become of it.
+      // It stops, in whatever state it is.
       #expect(guest.stop() != nil)
     }
     #expect(try witness.perform(.flush).status == .ok)
   }
 
-  /// Starts a queue with requests of every kind on it, has its memory rewritten, and kicks until that is over.
+  /// Starts a queue with requests of every kind on it, has its memory rewritten, and kicks until the rewriter is done.
   private func race(
     _ guest: HandQueue, in region: DriverMemory.Region, seed: UInt64, beside: () throws -> Void
   ) throws {
@@ -61,7 +61,7 @@ import VirtioCore
   }
 }
 
-/// The other CPU: so many writes, most of them where they hurt.
+/// The other CPU: a number of writes, most of them where they do harm.
 private final class Rewriter: Sendable {
   private static let writes = 6000
   private let over = Atomic<Bool>(false)
@@ -72,7 +72,7 @@ private final class Rewriter: Sendable {
       var random = SeededRandom(seed: seed)
       for count in 0..<Self.writes {
         Self.rewrite(region, layout, &random)
-        // A device on the same CPU has to come to its turn.
+        // A device on the same CPU has to get its turn.
         if count % 32 == 0 { usleep(50) }
       }
       over.store(true, ordering: .releasing)
@@ -86,15 +86,15 @@ private final class Rewriter: Sendable {
   private static func rewrite(_ region: DriverMemory.Region, _ layout: RingLayout, _ random: inout SeededRandom) {
     let parts = [layout.descriptorTable, layout.availableRing, layout.usedRing]
     let start = region.start.rawValue
-    // Requests and tables are handed out from the beginning of memory on.
+    // Requests and tables are allocated from the beginning of memory on.
     let part = parts[Int(random.next() % 3)].rawValue - start
     let place =
       random.next() % 4 == 0 ? Int(random.next() % 0x4000) : Int(part) + Int(random.next() % 256)
     guard place >= 0, place + 8 <= region.size else { return }
-    // What means something: small numbers, a length, a place in memory, flags.
+    // Meaningful values: small numbers, a length, an address, flags.
     let number = random.next()
-    // In a packed ring flags make a descriptor available, or used, beside what they say of its buffer (virtio 2.7.1); they
-    // stand behind the id, and in a split ring and in a table before the next index.
+    // In a packed ring flags make a descriptor available or used, besides describing its buffer (virtio 2.7.1); they come
+    // after the id, and in a split ring and in a table before the next index.
     let flags = (number % 8) | [0, 0x80, 0x8000, 0x8080][Int((number >> 8) % 4)]
     let values = [
       number % 32, number % 0x1_0000, start + number % UInt64(region.size), number,

@@ -1,4 +1,4 @@
-/// A device on an image of its own, with a driver on it in the same process.
+/// A device on its own image, with a driver in the same process.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -7,7 +7,7 @@ import VirtioCore
 
 struct RigOptions: Sendable {
   var engine = EngineKind.auto
-  /// `nil`: one on a disk.
+  /// `nil`: a folder on a disk.
   var folder: String?
   var size = 4 << 20
   var direct = ImageOptions.Direct.off
@@ -15,12 +15,12 @@ struct RigOptions: Sendable {
   var isReadOnly = false
   var device = BlockDeviceOptions()
   var features = BlockFeature.understood
-  /// In place of a file.
+  /// Used instead of a file.
   var nbd: NBDOptions?
   var rbd: RBDOptions?
   var qcow2: Qcow2Location?
   var zoned: ZonedOptions?
-  /// Takes the place of the engine.
+  /// Used instead of the engine.
   var script: Script?
 }
 
@@ -61,7 +61,7 @@ final class Rig {
     try client.queues[queue].perform(request, framing: framing)
   }
 
-  /// Performs, and expects an answer with this status whose length counts written bytes only.
+  /// Performs a request, and expects this status and a used length that counts only written bytes.
   @discardableResult
   func expect(
     _ request: BlockRequest, _ status: BlockStatusCode = .ok, framing: Framing? = nil, _ note: String = "",
@@ -77,7 +77,7 @@ final class Rig {
   func contents(at offset: Int, count: Int) throws -> [UInt8] { try scratch.contents(path, at: offset, count: count) }
 }
 
-/// Bytes that show where they belong: a tile that is no multiple of any block, repeated.
+/// Bytes that tell where they belong: a repeated tile whose length is not a multiple of any block.
 func pattern(_ count: Int, seed: Int = 1) -> [UInt8] {
   let tile = (0..<min(count, 4093)).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ $0 >> 8 &+ seed &* 31 &+ 1) }
   var bytes: [UInt8] = []
@@ -86,8 +86,8 @@ func pattern(_ count: Int, seed: Int = 1) -> [UInt8] {
   return Array(bytes.prefix(count))
 }
 
-/// Where two strings of bytes part, `nil` when they do not: an expectation that compares long arrays itself takes minutes to
-/// say how they differ.
+/// Where two byte arrays first differ, `nil` if they are equal: an expectation that compares long arrays itself takes minutes
+/// to describe the difference.
 func firstDifference(_ one: [UInt8], _ other: [UInt8]) -> Int? {
   guard one != other else { return nil }
   return zip(one, other).enumerated().first { $1.0 != $1.1 }?.offset ?? min(one.count, other.count)

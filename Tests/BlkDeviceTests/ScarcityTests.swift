@@ -1,5 +1,5 @@
-/// The program where something is not to be had, is taken away, or stalls: it serves, or says in a sentence why not, and
-/// what it acknowledged is there.
+/// The program when a resource is missing, is taken away, or stalls: it serves, or says in one sentence why not, and what it
+/// acknowledged is there.
 import CLinux
 import Foundation
 import Glibc
@@ -10,7 +10,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct ScarcityTests {
-  /// A program that may serve or not.
+  /// Starts a program that may serve or refuse to.
   private func tryToServe(_ scratch: Scratch, _ command: [String]) throws {
     let socket = scratch.path + "/s"
     let program = try ChildProgram(command)
@@ -24,7 +24,7 @@ import VirtioCore
       #expect([64, 66, 69, 74].contains(status), "\(status): \(output)")
       return
     }
-    // A front-end may be sent away, or wait for descriptors to come free. What it is told is right.
+    // A front-end may be turned away, or wait for free descriptors. If it is served, the data is right.
     let guest = try ChildProgram([
       "/usr/bin/timeout", "-k", "5", "30", ChildProgram.vmmBlk, "guest", "--socket-path", socket, "--queues", "1", "verify",
       "--bytes", "256k",
@@ -38,7 +38,7 @@ import VirtioCore
   private static let closing = "for place in /proc/self/fd/*; do n=${place##*/}; [ $n -gt 2 ] && eval \"exec $n>&-\"; done; "
 
   private func command(_ scratch: Scratch, _ image: String, _ options: [String], before: String) -> [String] {
-    // Without what this process has open, so that the limit is the program's alone.
+    // Without this process's descriptors, so that the limit is the program's alone.
     [
       "/bin/bash", "-c", Self.closing + before + "; exec \"$@\"", "bash", ChildProgram.vmmBlk, "serve", "--blk-file", image,
       "--socket-path",
@@ -55,7 +55,7 @@ import VirtioCore
     }
   }
 
-  /// Somebody who may not exceed limits, which root may, with a number of his own so that nobody else's processes count.
+  /// An unprivileged user, for whom limits apply, with a random number so that no other process counts.
   private func asNobody(_ scratch: Scratch, _ image: String, _ options: [String], limit: String) throws -> [String] {
     let user = UInt32.random(in: 1_000_000..<2_000_000_000)
     for path in [scratch.path, image] { try #require(unsafe chown(path, user, user) == 0) }
@@ -83,7 +83,7 @@ import VirtioCore
     try tryToServe(scratch, asNobody(scratch, image, ["--engine", "threads"], limit: "ulimit -u \(limit)"))
   }
 
-  /// A stopped process answers when it continues.
+  /// A stopped process answers once it continues.
   @Test(arguments: ["sync", "uring", "aio", "threads", "mapped"]) func stoppedAndContinued(engine: String) throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 1 << 20)
@@ -119,7 +119,7 @@ import VirtioCore
     #expect(status == 0, "\(output)")
   }
 
-  /// A disk has the size and the file that it had when it was opened.
+  /// A disk keeps the size and the file that it had when it was opened.
   @Test(arguments: FaultTests.engines) func grownAndReplaced(engine: EngineKind) throws {
     let rig = try Rig(RigOptions(engine: engine, size: 1 << 20))
     try rig.expect(.write(sector: 0, pattern(4096)))
@@ -136,7 +136,7 @@ import VirtioCore
     #expect(try firstDifference(rig.contents(at: 4096, count: 4096), zeroes(4096)) == nil)
   }
 
-  /// A file system that is shut down under a running disk: errors, no silence, and no end of the program.
+  /// A file system that is shut down under a running disk: requests fail, none hangs, and the program goes on.
   @Test(.enabled(if: Host.canMountDisks && Host.hasLoop && Host.hasPython, "disks cannot be mounted here"))
   func aFileSystemThatGoesAway() async {
     await #expect(processExitsWith: .success) {
@@ -158,7 +158,7 @@ import VirtioCore
           """
         try #require(Host.run("python3", "-c", script, folder) != nil)
         for rig in rigs {
-          // A page that is in memory already may take a write; a flush must not say that it is stored.
+          // A cached page may still take a write; a flush must not report it as stable.
           for sector: UInt64 in [0, 1024] { _ = try rig.perform(.write(sector: sector, pattern(4096, seed: 2))) }
           #expect(try rig.perform(.flush).status == .ioError, "\(rig.device.engine)")
           for _ in 0..<4 { _ = try rig.perform(.read(sector: 0, bytes: 4096)) }

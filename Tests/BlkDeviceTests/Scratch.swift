@@ -1,4 +1,4 @@
-/// A folder of a test's own, with images in it, gone when the test is over.
+/// A folder for one test, with images in it, removed when the test is over.
 import CLinux
 import Foundation
 import Testing
@@ -8,7 +8,7 @@ import VirtioCore
 final class Scratch {
   let path: String
 
-  /// - Parameter parent: a folder on the file system that the test is about; `nil`: one on a disk, which /tmp often is not.
+  /// - Parameter parent: a folder on the file system under test; `nil`: one on a disk, which /tmp often is not.
   init(in parent: String? = nil) throws {
     let folder = parent ?? "/var/tmp"
     path = folder + "/vmm-blk-test-" + UUID().uuidString
@@ -31,7 +31,7 @@ final class Scratch {
     return Array(try handle.read(upToCount: count) ?? Data())
   }
 
-  /// Bytes that the file holds on its file system.
+  /// Bytes that the file occupies on its file system.
   func allocated(_ file: String) throws -> Int { try Self.allocated(file) }
 
   static func allocated(_ file: String) throws -> Int {

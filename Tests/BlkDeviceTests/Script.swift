@@ -1,22 +1,22 @@
-/// An engine that does what a test says: short transfers, errors, late and backward completions.
+/// An engine that does what a test prescribes: short transfers, errors, late and reversed completions.
 import Synchronization
 import SystemPackage
 import VirtioCore
 
 @testable import VirtioBlkDevice
 
-/// What is to happen, and what did: shared by the test and the engine on its thread.
+/// What the engine is to do, and what it was asked: shared by the test and the engine on its thread.
 final class Script: Sendable {
   enum Action: Sendable {
-    /// As the medium does it.
+    /// Done completely.
     case whole
     /// Only so many bytes are transferred.
     case short(Int)
-    /// Nothing is transferred, and the result is this: 0, or a negative errno.
+    /// Nothing is transferred, and this is the result: 0, or a negative errno.
     case result(Int32)
   }
 
-  /// An operation as the engine got it.
+  /// An operation as the engine received it.
   struct Record: Sendable {
     var kind: IOOperation.Kind
     var isDurable: Bool
@@ -37,11 +37,11 @@ final class Script: Sendable {
   private let state: Mutex<State>
   /// Operations complete later instead of in place.
   let completesLater: Bool
-  /// Only what is no transfer completes later.
+  /// Only operations other than transfers complete later.
   let transfersInPlace: Bool
-  /// What is in flight completes last in, first out.
+  /// Operations in flight complete last in, first out.
   let isBackwards: Bool
-  /// As a ring that polls its device.
+  /// Like a ring that polls its device.
   let takesOnlyTransfers: Bool
   /// Wakes the engine.
   let counter: OwnedDescriptor
@@ -49,7 +49,7 @@ final class Script: Sendable {
   let onStart: (@Sendable () -> Void)?
 
   /// - Parameters:
-  ///   - actions: for one operation each, in order; afterwards `then`.
+  ///   - actions: one for each operation, in order; after the last one, `then`.
   init(
     _ actions: [Action] = [], then last: Action = .whole, completesLater: Bool = false, transfersInPlace: Bool = false,
     isBackwards: Bool = false,
@@ -81,7 +81,7 @@ final class Script: Sendable {
     }
     EventCounter.signal(counter.rawValue)
   }
-  /// The next kick cannot be waited for, because of this.
+  /// The next kick cannot be polled, with this error.
   func refuseWatch(_ error: Errno) { state.withLock { $0.watchError = error } }
   fileprivate func takeWatchError() -> Errno? {
     state.withLock { state in

@@ -1,4 +1,4 @@
-/// Queues of many disks on the same threads: everything works as on threads of their own, and nobody holds up the others.
+/// Queues of many disks on the same threads: they work as on threads of their own, and no disk delays the others.
 import CLinux
 import Foundation
 import Synchronization
@@ -94,7 +94,7 @@ import VirtioCore
     #expect(count == 0)
   }
 
-  /// Threads of their own for those that want something of their threads, or whose medium may wait.
+  /// Disks that need something from their threads, or whose medium may block, get threads of their own.
   @Test(arguments: [
     ("threads", true), ("pinned", true), ("polls", true), ("busy", true), ("faults", true), ("on a disk", true),
     ("alone", true), ("zoned", true),
@@ -121,14 +121,14 @@ import VirtioCore
     #expect(queue.stop() != nil)
   }
 
-  /// Without a word about it, the eighth disk that can share makes them share, or the word that there will be eight.
+  /// By default, threads are shared from the eighth disk that can share on, or if eight disks were announced.
   @Test(arguments: [(disks: 7, expected: 0, shares: false), (8, 0, true), (1, 8, true), (1, 7, false)])
   func fromEightDisksOnTheyShare(disks: Int, expected: Int, shares: Bool) throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers()
     workers.expect(expected)
     let devices = try (0..<disks).map { _ in try Self.device(scratch, workers) }
-    // It counts as no disk of theirs.
+    // This one does not count.
     let other = try Self.device(scratch, workers) { $0.threads = 1 }
     let queue = try HandQueue(devices[0], 0, SharedMemory())
     try queue.start()
@@ -138,7 +138,8 @@ import VirtioCore
     withExtendedLifetime((devices, other)) {}
   }
 
-  /// One disk's queue comes and goes, and another disk does, where it left off; the third never notices.
+  /// The queue of one disk starts and stops, and another disk comes and goes, each where it left off; the third is not
+  /// affected.
   @Test(arguments: [EngineKind.mapped, .sync, .null], [1, 2]) func disksComeAndGo(engine: EngineKind, threads: Int) throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: threads, leastDisks: 1)
@@ -170,7 +171,7 @@ import VirtioCore
         let queue = try HandQueue(other, 0, SharedMemory())
         try queue.start()
         try Self.work(queue.queue, round, engine: engine)
-        // Every other one is released while its queue runs.
+        // Every other device is released while its queue runs.
         if round % 2 == 0 { #expect(queue.stop() != nil) }
       }
       let before = rounds.load(ordering: .acquiring)
@@ -180,7 +181,7 @@ import VirtioCore
     #expect(steadyDevice.counters.failures == 0)
   }
 
-  /// A ring that breaks takes nothing of the other disks with it, and starts again.
+  /// A broken ring affects no other disk, and starts again.
   @Test func aBrokenRingLeavesOtherDisksAlone() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -206,7 +207,7 @@ import VirtioCore
     #expect(again.stop() != nil && good.stop() != nil)
   }
 
-  /// Paused, resumed, limited and held beside others.
+  /// Pausing, resuming, limiting and holding a disk beside others.
   @Test func whatAnOperatorDoesToOneDiskIsDoneToIt() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -219,9 +220,9 @@ import VirtioCore
     try Self.work(other.queue, 1)
     #expect(queue.usedIndex == 0)
     queue.device.release(queue: 0)
-    try waitUntil("what was held is answered") { queue.usedIndex == 1 }
+    try waitUntil("the held request is answered") { queue.usedIndex == 1 }
     queue.device.pause()
-    try waitUntil("it is at rest") {
+    try waitUntil("it is idle") {
       _ = queue.device.takeEvents()
       return queue.device.isAtRest
     }
@@ -236,7 +237,7 @@ import VirtioCore
     #expect(other.stop() != nil)
   }
 
-  /// A worker that waits for its first queue keeps nobody waiting.
+  /// A worker that waits for its first queue delays no other disk.
   @Test func preparedBesideOthers() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -258,8 +259,8 @@ import VirtioCore
     #expect(queue.stop() != nil && other.stop() != nil)
   }
 
-  /// A driver whose call descriptor blocks (its front-end can see to that at any time) holds up its own queue, for as long as
-  /// it likes, and nobody else.
+  /// A driver whose call descriptor blocks (its front-end can arrange that at any time) holds up its own queue, for as long as
+  /// it likes, and no other.
   @Test func whoStandsStillInATurnStandsAlone() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -271,14 +272,14 @@ import VirtioCore
     let full = OwnedDescriptor(eventfd(0, 0))
     var most = UInt64.max - 1
     try #require(unsafe write(full.rawValue, &most, 8) == 8)
-    // It writes to it at once, and does not come back.
+    // The worker writes to it at once, and blocks.
     bad.device.replaceCall(queue: 0, .eventCounter(full))
     try waitUntil("another thread goes on") { workers.rescues == 1 }
     for round in 0..<10 { try Self.work(good.queue, round) }
     let late = try HandQueue(try Self.device(scratch, workers), 0, SharedMemory())
     try late.start()
     try Self.work(late.queue, 3)
-    // Somebody reads it.
+    // Reading it lets the worker go on.
     var value: UInt64 = 0
     try #require(unsafe read(full.rawValue, &value, 8) == 8)
     bad.device.replaceCall(queue: 0, .eventCounter(bad.call))
@@ -286,7 +287,7 @@ import VirtioCore
     #expect(bad.stop() != nil && late.stop() != nil && good.stop() != nil)
   }
 
-  /// A disk that is busy gets a thread of its own, and gives it back when it is not.
+  /// A busy disk gets a thread of its own, and gives it back when it is idle.
   @Test func aBusyDiskGoesAndComesBack() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 1, leastDisks: 1)
@@ -298,12 +299,13 @@ import VirtioCore
     for turn in 1...2 {
       var wasAlone = false
       try waitUntil("it is alone (\(turn))") {
-        // Seen between any two batches: where its driver is kept from its CPU for a moment, it is back in the next one.
+        // Checked between any two batches: if its driver loses its CPU for a moment, the disk is back on the shared thread in
+        // the next.
         for _ in 0..<200 where !wasAlone {
           for number in 0..<5 { try busy.submit(.write(sector: UInt64(number * 256), data[number])) }
           busy.queue.publish()
           var answers = 0
-          // A driver that sleeps in the meantime is none that is busy.
+          // A driver that sleeps in between does not keep its disk busy.
           let end = ContinuousClock.now + Patience.limit
           while answers < 5, ContinuousClock.now < end {
             guard let outcome = try busy.queue.reap() else { continue }
@@ -322,7 +324,7 @@ import VirtioCore
     #expect(busy.stop() != nil && quiet.stop() != nil)
   }
 
-  /// Many disks, each with a queue at work, on two threads.
+  /// Many disks, each with an active queue, on two threads.
   @Test func threeHundredDisks() throws {
     let scratch = try Scratch(in: "/dev/shm")
     let workers = SharedWorkers(count: 2, leastDisks: 1)
@@ -352,7 +354,7 @@ import VirtioCore
   }
 }
 
-/// Runs a body on some threads at once, and throws the first error.
+/// Runs a body on several threads at once, and throws the first error.
 private func withThrowingThreads(_ count: Int, _ body: @escaping @Sendable (Int) throws -> Void) throws {
   let failure = Mutex<(any Error)?>(nil)
   let threads = try (0..<count).map { number in

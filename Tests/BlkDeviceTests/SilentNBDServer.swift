@@ -1,4 +1,4 @@
-/// A server that agrees to TLS and says nothing more, however long one waits.
+/// A server that agrees to TLS and then says nothing, however long the client waits.
 import Foundation
 import Glibc
 import Synchronization
@@ -16,7 +16,7 @@ final class SilentNBDServer: Sendable {
     var waiting: Set<Int> = []
   }
 
-  /// - Parameter port: on the loopback address.
+  /// - Parameter port: a port on the loopback address.
   init(port: UInt16) throws {
     listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
     var (address, one) = (sockaddr_in(), Int32(1))
@@ -49,7 +49,7 @@ final class SilentNBDServer: Sendable {
     }
   }
 
-  /// Handshakes of TLS that were begun and whose clients are there, each with a number of its own.
+  /// TLS handshakes that were begun and whose clients are still there, each with its own number.
   var waiting: Set<Int> { state.withLock { $0.waiting } }
 
   func end() {

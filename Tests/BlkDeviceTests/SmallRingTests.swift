@@ -1,4 +1,4 @@
-/// What the device says about segments fits the rings on offer, and a ring in which it does not is said.
+/// The segment limit that the device reports fits the largest ring on offer; a smaller ring that does not fit causes a warning.
 import GuestDriver
 import Testing
 import VirtioCore

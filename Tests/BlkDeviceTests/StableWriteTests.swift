@@ -1,4 +1,4 @@
-/// What of a stable write and of a flush reaches the kernel, engine by engine.
+/// How stable writes and flushes reach the kernel, for each engine.
 import CLinux
 import Foundation
 import GuestDriver
@@ -8,7 +8,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct StableWriteTests {
-  /// io_uring's entries, as the kernel shows them before they are handed over.
+  /// io_uring's submission entries, as the kernel shows them before they are submitted.
   @Test(arguments: [1, 2], [false, true]) func uringMarksStableWrites(pieces: Int, registersBuffers: Bool) throws {
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(), direct: .off))
@@ -45,7 +45,7 @@ import VirtioCore
     engine.submit()
   }
 
-  /// Lines of fdinfo about submission entries, of every ring of this process.
+  /// Lines of fdinfo about submission entries, for all rings of this process.
   private static func pendingEntries() throws -> [String] {
     let files = FileManager.default
     return try files.contentsOfDirectory(atPath: "/proc/self/fd").flatMap { name -> [String] in
@@ -58,7 +58,7 @@ import VirtioCore
 
   static let hasTracer = FileManager.default.isExecutableFile(atPath: "/usr/bin/strace")
 
-  /// The system calls of the whole program, as its tracer sees them.
+  /// The system calls of the whole program, as strace sees them.
   @Test(
     .enabled(if: hasTracer, "strace is not there; 'Scripts/setup.sh counts' installs it"),
     arguments: [EngineKind.sync, .aio, .threads])
@@ -106,7 +106,7 @@ import VirtioCore
       let line = try write(sector).line
       #expect(line.contains("RWF_DSYNC") == isDurable, "\(line)")
     }
-    // Each FLUSH comes after its write and before the next one.
+    // Each FLUSH comes after its write and before the next write.
     for (before, after) in [(2000, 3000), (3000, 3001)] {
       let between = try lines[write(before).place...write(after).place]
       #expect(between.contains { $0.contains("fdatasync") || $0.contains("IOCB_CMD_FDSYNC") }, "\(between)")

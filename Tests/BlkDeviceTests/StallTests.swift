@@ -1,5 +1,5 @@
-/// `--on-error stop`: a request that the medium failed is not answered, its queue takes nothing more, and both continue when
-/// the operator says so.
+/// `--on-error stop`: a request that the medium failed is not answered, its queue takes no more requests, and both continue
+/// when the operator resumes them.
 import Foundation
 import Glibc
 import GuestDriver
@@ -34,7 +34,7 @@ import VirtioCore
     let queue = rig.client.queues[0]
     _ = try #require(try queue.submit(test.request))
     queue.publish()
-    // It fails three times, and may be tried again before or after each of them.
+    // It fails three times, and may be retried before or after each time.
     var outcome: BlockOutcome?
     try waitUntil("\(test.request.type) is answered") {
       rig.device.resume()
@@ -49,7 +49,7 @@ import VirtioCore
     #expect(rig.device.counters.failures == 0)
   }
 
-  /// Nothing that comes after the request that failed is taken, and nobody else notices.
+  /// No request after the failed one is taken, and other queues are not affected.
   @Test(arguments: [false, true]) func theQueueWaitsAlone(completesLater: Bool) throws {
     let script = try Script([.result(-EIO)], completesLater: completesLater)
     var options = RigOptions(size: 1 << 20, script: script)
@@ -74,7 +74,7 @@ import VirtioCore
     #expect(try firstDifference(rig.contents(at: 0, count: 1024), pattern(512, seed: 1) + pattern(512, seed: 2)) == nil)
   }
 
-  /// A queue that is to stop has no operator to wait for.
+  /// A queue that is being stopped does not wait for the operator.
   @Test func aStopTellsTheDriver() throws {
     let script = try Script([.result(-EIO), .result(-ENOSPC)])
     var options = RigOptions(size: 1 << 20, script: script)
@@ -87,12 +87,12 @@ import VirtioCore
     #expect(rig.transport.stopQueue(0) != nil)
     var statuses: [BlockStatusCode] = []
     while let outcome = try queue.reap() { statuses.append(outcome.status) }
-    // The second one was not taken.
+    // The second request was not taken.
     #expect(statuses == [.ioError] && script.records.count == 1)
   }
 
-  /// A queue that stops while the first of several requests has failed, and what another device makes of it. Where answers
-  /// come in order, or what is in flight is written down, the driver hears of no failure.
+  /// A queue stops while the first of several requests has failed, and another device continues. If answers come in order, or
+  /// an in-flight record is kept, the driver never sees the failure.
   @Test(
     arguments: [(true, false, false), (false, true, false), (true, true, false), (true, false, true), (true, true, true)],
     [0, 1, 3])
@@ -104,13 +104,13 @@ import VirtioCore
     let memory = try SharedMemory()
     let requests = 6
     let record = kind.isRecorded ? try RecordFile(queues: 1, size: 64).memory : nil
-    // Completions come later: what was given after the failure is in flight and is finished.
+    // Completions come later: requests submitted after the failed one are in flight and are finished.
     let actions = Array(repeating: Script.Action.whole, count: before) + [.result(-EIO)]
     let script = try Script(actions, completesLater: true)
     var options = BlockDeviceOptions()
     options.engine = .sync
     options.onError = .stop
-    // The driver counts on the order (IN_ORDER).
+    // The driver relies on the order (IN_ORDER).
     if kind.isKnown { options.requestedFeatures = .inOrder }
     let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
       script.serve($0, $1)
@@ -131,7 +131,7 @@ import VirtioCore
       if !kind.isRecorded { #expect(position.available == UInt16(before)) }
     }
     #expect(first.counters.failures == 0)
-    // Another device, whose medium is well.
+    // Another device, whose medium works.
     let second = try BlockDevice(
       image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: options)
     var activation = hand.activation
@@ -152,7 +152,7 @@ import VirtioCore
     #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
   }
 
-  /// What is wrong with the request itself is the driver's.
+  /// An invalid request is answered: its error is the driver's, not the medium's.
   @Test func mistakesOfTheDriverAreAnswered() throws {
     var options = RigOptions(size: 1 << 20)
     options.device.onError = .stop
@@ -162,7 +162,7 @@ import VirtioCore
     try rig.expect(.write(sector: 0, pattern(512)))
   }
 
-  /// The program, its log, and the operator's word.
+  /// The program, its log, and the operator's signal.
   @Test func aSignalIsTheWord() throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 1 << 20)
@@ -192,7 +192,7 @@ import VirtioCore
 }
 
 extension BlockDevice {
-  /// Whether there is news of a queue that stalls; asked once more there is none.
+  /// Whether an event reports a stalled queue; asked again, there is none.
   fileprivate var hasStalled: Bool {
     takeEvents().contains { event in
       if case .notice(let text) = event { text.contains("stalls") } else { false }

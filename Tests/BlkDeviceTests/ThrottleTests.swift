@@ -1,4 +1,5 @@
-/// Limits: what tokens come to, by a clock of the test's own; and a disk that keeps to them, without looking at any clock.
+/// Limits: token arithmetic, with a clock that the test controls; and a disk that keeps its limits, without looking at any
+/// clock.
 import CLinux
 import Foundation
 import GuestDriver
@@ -14,9 +15,9 @@ import VirtioCore
     var note: String
     var limit: RateLimit
     var isFull = true
-    /// What is taken, and when: nanoseconds after 100 s.
+    /// What is taken, and when, in nanoseconds after 100 s.
     var taken: [(at: UInt64, tokens: UInt64)]
-    /// When the next request may go after that, as above; at least that early.
+    /// The earliest time at which the next request may go after that, in the same unit.
     var ready: UInt64
     var testDescription: String { note }
   }
@@ -24,7 +25,7 @@ import VirtioCore
   static let cases = [
     Case(note: "a burst goes at once", limit: RateLimit(perSecond: 100, burst: 10), taken: [(0, 9)], ready: 0),
     Case(note: "the last of it, too", limit: RateLimit(perSecond: 100, burst: 10), taken: [(0, 10)], ready: 0),
-    Case(note: "what is too much is paid", limit: RateLimit(perSecond: 100, burst: 10), taken: [(0, 60)], ready: second / 2),
+    Case(note: "an excess becomes a debt", limit: RateLimit(perSecond: 100, burst: 10), taken: [(0, 60)], ready: second / 2),
     Case(
       note: "an empty one has nothing", limit: RateLimit(perSecond: 100, burst: 10), isFull: false, taken: [(0, 1)],
       ready: second / 100),
@@ -33,7 +34,7 @@ import VirtioCore
       taken: [(0, 10), (50 * second, 20)], ready: 50 * second + second / 10),
     Case(note: "a tenth of a second by default", limit: RateLimit(perSecond: 1000), taken: [(0, 200)], ready: second / 10),
     Case(note: "one at least", limit: RateLimit(perSecond: 1), taken: [(0, 2)], ready: second),
-    Case(note: "a rate of nothing is one", limit: RateLimit(perSecond: 0, burst: 0), taken: [(0, 3)], ready: 2 * second),
+    Case(note: "a rate of 0 counts as 1", limit: RateLimit(perSecond: 0, burst: 0), taken: [(0, 3)], ready: 2 * second),
     Case(
       note: "debts add up", limit: RateLimit(perSecond: 1000, burst: 1), isFull: false, taken: [(0, 500), (0, 500)],
       ready: second),
@@ -70,7 +71,7 @@ import VirtioCore
     var note: String
     var limits: RateLimits
     var size: UInt64
-    /// Requests of each kind in ten seconds, together.
+    /// Expected number of requests of all kinds in ten seconds.
     var expected: Double
     var testDescription: String { note }
   }
@@ -98,7 +99,7 @@ import VirtioCore
       }, size: 4096, expected: 10_000),
   ]
 
-  /// Four queues of two kinds that always have more, each of which sleeps until it may go and wakes a little late.
+  /// Four queues of two kinds that always have more requests; each sleeps until it may go, and wakes a little late.
   @Test(arguments: rates) func tenSecondsOfFourQueues(_ test: Rate) {
     let throttle = DiskThrottle(RateLimits(), now: Self.start)
     throttle.set(test.limits, now: Self.start)
@@ -125,7 +126,7 @@ import VirtioCore
       let (one, other) = (Double(counts[kind]), Double(counts[kind + 2]))
       #expect(abs(one - other) / max(one, other) < 0.03, "\(counts)")
     }
-    // No more often than it takes: once in a booking's time for each kind, or when all that a queue had is done.
+    // Wakes are bounded: one per booking interval for each kind, or one whenever a queue has done all it had.
     let bound = min(Int(test.expected), max(2 * 10_000 / 5, Int(test.expected) / sizes.count))
     #expect(wakeUps <= bound + bound / 10 + 100, "\(wakeUps)")
   }
@@ -155,7 +156,7 @@ import VirtioCore
   }
 }
 
-/// With one byte a second, 4096 of them are paid in an hour: nothing here depends on how fast the machine is.
+/// With one byte a second, a debt of 4096 bytes takes over an hour: nothing here depends on how fast the machine is.
 @Suite struct ThrottleTests {
   private static let oneByte = RateLimit(perSecond: 1, burst: 1)
   private static let slowWrites: RateLimits = {
@@ -183,7 +184,7 @@ import VirtioCore
     queue.publish()
   }
 
-  /// Waits for so many answers. - Returns: their statuses.
+  /// Waits for that many answers. - Returns: their statuses.
   private static func answers(_ queue: BlockQueue, _ count: Int) throws -> [BlockStatusCode] {
     var found: [BlockStatusCode] = []
     try waitUntil("\(count) are answered") {
@@ -196,13 +197,13 @@ import VirtioCore
   @Test(arguments: WorkerTests.engines, [1, 2]) func whatIsTooMuchWaitsAlone(engine: EngineKind, threads: Int) throws {
     let rig = try Self.rig(engine, Self.slowWrites, queues: 2, threads: threads)
     let queue = rig.client.queues[0]
-    // A bucket that is not in debt lets any request go.
+    // A bucket without debt lets any request go.
     try rig.expect(.write(sector: 0, pattern(4096, seed: 1)))
     try Self.submit(queue, .write(sector: 0, pattern(4096, seed: 2)))
     try Self.submit(queue, .writeZeroes([BlockRange(sector: 8, sectors: 8)]))
     try Self.submit(queue, .discard([BlockRange(sector: 8, sectors: 8)]))
     try waitUntil("three wait") { rig.device.counters.throttled == 3 }
-    // What is not limited passes it, on this queue and on the other one.
+    // Requests without a limit overtake it, on this queue and on the other one.
     for number in 0..<2 {
       let queue = rig.client.queues[number]
       for request in [BlockRequest(type: .flush), .read(sector: 0, bytes: 4096), .read(sector: 1 << 40, bytes: 512)] {
@@ -229,7 +230,7 @@ import VirtioCore
     for _ in 0..<8 { _ = try #require(try rig.client.queues[0].submit(.read(sector: 0, bytes: 4096))) }
     rig.client.queues[0].publish()
     try waitUntil("all wait") { rig.device.counters.throttled == 8 }
-    // The thread may be on its way into its sleep.
+    // The thread may be about to sleep.
     var turns = rig.device.counters.turns
     try waitUntil("nothing happens for a while") {
       let before = turns
@@ -242,14 +243,14 @@ import VirtioCore
     #expect(try Self.answers(rig.client.queues[0], 8).allSatisfy { $0 == .ok })
   }
 
-  /// Limits come to a disk that runs, become others, and go.
+  /// Limits of a running disk are set, changed, and removed.
   @Test(arguments: [EngineKind.uring, .mapped, .sync]) func limitsChangeWhileItRuns(engine: EngineKind) throws {
     let rig = try Self.rig(engine, RateLimits())
     let queue = rig.client.queues[0]
     for round in 0..<3 {
       for _ in 0..<20 { try rig.expect(.write(sector: 0, pattern(4096))) }
       rig.device.setLimits(Self.slow)
-      // The order may come after some more.
+      // The change may reach the worker after some more requests.
       let before = rig.device.counters.throttled
       var given = 0
       try waitUntil("a request waits") {
@@ -260,14 +261,14 @@ import VirtioCore
         }
         return false
       }
-      // Reads are free again.
+      // Reads are no longer limited.
       rig.device.setLimits(Self.slowWrites)
       #expect(try Self.answers(queue, given).allSatisfy { $0 == .ok }, "\(round)")
       rig.device.setLimits(RateLimits())
     }
   }
 
-  /// What waits for a limit is not in flight: a disk that is paused is at rest with it, and starts none of it.
+  /// A request that waits for a limit is not in flight: a paused disk is idle with it, and does not start it.
   @Test(arguments: [false, true]) func aPauseLeavesWhatWaits(isInOrder: Bool) throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()
@@ -281,20 +282,20 @@ import VirtioCore
     hand.queue.publish()
     try waitUntil("two wait") { device.counters.throttled == 2 }
     device.pause()
-    try waitUntil("it is at rest") {
+    try waitUntil("it is idle") {
       _ = device.takeEvents()
       return device.isAtRest
     }
     device.setLimits(RateLimits())
     usleep(20_000)
-    // What is not held up by order is answered: the first write, and the read.
+    // Requests that order does not hold up are answered: the first write, and the read.
     #expect(hand.usedIndex == (isInOrder ? 1 : 2))
     device.resume()
     try waitUntil("all are answered") { hand.usedIndex == 4 }
     _ = hand.stop()
   }
 
-  /// A disk that becomes smaller in the meantime: what is beyond its end is not done when its time comes, and the file stays
+  /// The disk becomes smaller in the meantime: a request beyond the new end is not done when its time comes, and the file stays
   /// short.
   @Test(arguments: WorkerTests.engines) func whatWaitsIsLookedAtAgain(engine: EngineKind) throws {
     var options = RigOptions(engine: engine)
@@ -318,7 +319,7 @@ import VirtioCore
     try rig.expect(.write(sector: half / 512 - 8, pattern(4096)))
   }
 
-  /// Everything that was taken is done, at once, and charged; in all the ways of taking answers back.
+  /// A stop does all requests that were taken, at once, and charges them; with every way of publishing answers.
   @Test(arguments: [EngineKind.uring, .mapped, .sync, .threads], [(false, false), (true, false), (false, true), (true, true)])
   func aStopWaitsForNoTokens(engine: EngineKind, kind: (isInOrder: Bool, isRecorded: Bool)) throws {
     let scratch = try Scratch()
@@ -342,7 +343,7 @@ import VirtioCore
     #expect(answered == 10)
     let bytes = (0..<10).flatMap { pattern(512, seed: $0) }
     #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
-    // It is still in debt.
+    // The disk is still in debt.
     try hand.submit(.write(sector: 0, pattern(512)))
     hand.queue.publish()
     try hand.start(at: QueuePosition(available: 10, used: 10), record: record)
@@ -350,8 +351,8 @@ import VirtioCore
     #expect(hand.stop() == QueuePosition(available: 11, used: 11))
   }
 
-  /// Two queues that always have more both get on, on one thread and on two. How evenly is for `DiskThrottleTests`, where
-  /// nobody else wants the CPU.
+  /// Two queues that always have more requests both make progress, on one thread and on two. How evenly is tested by
+  /// `DiskThrottleTests`, where nothing else needs the CPU.
   @Test(arguments: [1, 2]) func noQueueStarves(threads: Int) throws {
     var limits = RateLimits()
     limits.totalIOPS = RateLimit(perSecond: 2000, burst: 1)
@@ -374,7 +375,7 @@ import VirtioCore
     for queue in rig.client.queues { _ = try Self.answers(queue, 8) }
   }
 
-  /// The engine is lost while requests wait: they fail, or stay in flight, as those do that it had.
+  /// The engine is lost while requests wait for a limit: they fail, or stay in flight, like those that the engine had.
   @Test func aLostMediumLosesWhatWaits() throws {
     let script = try Script(completesLater: true)
     var options = RigOptions(script: script)

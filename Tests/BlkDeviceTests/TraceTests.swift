@@ -1,5 +1,5 @@
-/// What a device records of its requests while it is told to: each of them once, in order, in a bounded buffer; and nothing
-/// after.
+/// What a device records of its requests during a trace: each of them once, in order, in a bounded buffer; and nothing
+/// afterwards.
 import CLinux
 import Foundation
 import GuestDriver
@@ -9,18 +9,18 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct TraceTests {
-  /// Begins a trace, and waits until the threads write it: they take that order with the one to pause.
+  /// Begins a trace, and waits until all threads record: they handle that message together with a pause.
   static func start(_ device: BlockDevice, records: Int) throws {
     try device.startTrace(records: records)
     device.pause()
-    try waitUntil("every thread has its orders") {
+    try waitUntil("every thread has its control messages") {
       _ = device.takeEvents()
       return device.isAtRest
     }
     device.resume()
   }
 
-  /// All records of all threads, by the number of the thread.
+  /// All records of all threads, by thread number.
   static func records(_ device: BlockDevice) throws -> [Int: [TraceRecord]] {
     device.stopTrace()
     let trace = try #require(device.trace)
@@ -31,7 +31,7 @@ import VirtioCore
     return Dictionary(
       uniqueKeysWithValues: trace.threads.map { thread in
         var bytes: [UInt8] = []
-        // In pieces, as they are sent.
+        // In parts, as they are sent.
         while bytes.count < thread.buffer.count * TraceRecord.size {
           bytes += thread.buffer.bytes(from: bytes.count / TraceRecord.size, limit: 5)
         }
@@ -41,7 +41,7 @@ import VirtioCore
       })
   }
 
-  /// What each request's times have to be, whatever the engine.
+  /// The order that each request's times must have, with every engine.
   static func check(_ records: [TraceRecord], _ note: String) {
     for record in records where record.kind == .request {
       #expect(record.begin > 0, "\(note)")
@@ -50,7 +50,7 @@ import VirtioCore
       #expect(record.answered >= record.completed, "\(note)")
     }
     for record in records where record.kind == .asleep || record.kind == .polling { #expect(record.next >= record.begin) }
-    // Nothing is shown before it was answered, and all of it is shown.
+    // No answer is published before the request is answered, and all answers are published.
     var unshown = 0
     for record in records {
       switch record.kind {
@@ -59,7 +59,7 @@ import VirtioCore
       case .asleep, .polling, .kick, .rest: break
       }
     }
-    #expect(unshown == 0, "\(note): \(unshown) answers were never shown")
+    #expect(unshown == 0, "\(note): \(unshown) answers were never published")
   }
 
   struct Case: Sendable, CustomTestStringConvertible {
@@ -79,12 +79,13 @@ import VirtioCore
       Case(engine: .mapped, features: BlockFeature.understood.union([.packedRing]), note: "packed"),
     ]
 
-  /// Requests of every kind before, during and after: exactly those in between are there, with what was asked and answered.
+  /// Requests of every kind before, during and after a trace: exactly those during it are recorded, with what was asked and
+  /// answered.
   @Test(arguments: cases) func everyRequestIsThereOnce(_ test: Case) throws {
     var options = RigOptions(engine: test.engine)
     options.device.metrics = test.metrics
     options.features = test.features
-    // It never holds anybody back, but every request is looked at.
+    // The limit never delays a request, but every request is checked against it.
     if test.isLimited { options.device.limits.readIOPS = RateLimit(perSecond: 1 << 40, burst: 1 << 40) }
     let rig = try Rig(options)
     func someOfEach() throws {
@@ -118,7 +119,7 @@ import VirtioCore
     try someOfEach()
   }
 
-  /// Times that are kept are none the worse for it.
+  /// A trace does not disturb the metrics.
   @Test func figuresStayRightMeanwhile() throws {
     let rig = try Rig(RigOptions(engine: .mapped))
     for round in 0..<6 {
@@ -126,13 +127,13 @@ import VirtioCore
       for _ in 0..<50 { try rig.expect(.read(sector: 0, bytes: 512)) }
       for _ in 0..<20 { try rig.expect(.write(sector: 8, pattern(512))) }
     }
-    try waitUntil("everything is written down") {
+    try waitUntil("everything is counted") {
       let latencies = rig.device.metrics().latencies
       return latencies[.read]?.count == 300 && latencies[.write]?.count == 120
     }
   }
 
-  /// However much happens, the latest records are there and the others are counted.
+  /// However many requests there are, the latest records are kept and the others are counted.
   @Test func aSmallBufferKeepsTheLatest() throws {
     let rig = try Rig(RigOptions(engine: .sync))
     try Self.start(rig.device, records: 50)
@@ -147,8 +148,8 @@ import VirtioCore
     #expect(buffer.bytes(from: 60, limit: 10).count == 4 * TraceRecord.size)
   }
 
-  /// A thread that has written as much as it may rests, goes the plain way in the meantime, and continues in the next period:
-  /// what is there is whole, and every request is right.
+  /// A thread that has used up its recording budget pauses, skips recording in the meantime, and continues in the next period:
+  /// the records are complete, and every request is right.
   @Test(arguments: [EngineKind.sync, .uring, .mapped], [false, true])
   func aBudgetIsKept(_ engine: EngineKind, metrics: Bool) throws {
     var options = RigOptions(engine: engine)
@@ -169,19 +170,19 @@ import VirtioCore
     let rests = records.filter { $0.kind == .rest }
     for rest in rests {
       #expect(rest.next >= rest.begin)
-      // What was taken before it may still be answered in it.
+      // A request taken before the pause may still be answered in it.
       #expect(!records.contains { $0.kind == .request && $0.begin > rest.begin && $0.begin < rest.next })
     }
-    // However slow the machine is: with so many requests some period has more than it may.
+    // However slow the machine is: with so many requests, some period exceeds its budget.
     #expect(!rests.isEmpty || performed < 400)
     if metrics {
-      try waitUntil("all is written down") {
+      try waitUntil("everything is counted") {
         rig.device.metrics().latencies.values.reduce(0) { $0 + $1.count } == UInt64(performed)
       }
     }
   }
 
-  /// A thread that begins while a trace runs is part of it, and one that ends leaves what it wrote.
+  /// A thread that starts during a trace is part of it, and one that ends leaves its records.
   @Test func queuesComeAndGoMeanwhile() throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()
@@ -209,7 +210,7 @@ import VirtioCore
     _ = second.stop()
   }
 
-  /// What the medium has not answered when the trace ends is there without an answer.
+  /// A request still in flight when the trace ends is recorded without an answer.
   @Test func whatIsInFlightAtTheEndIsSeen() throws {
     var options = RigOptions(engine: .sync)
     options.device.onError = .stop
@@ -227,7 +228,7 @@ import VirtioCore
     try waitUntil("it is answered") { try queue.reap()?.status == .ok }
   }
 
-  /// The bytes of a record mean the same everywhere.
+  /// A record's bytes have a fixed meaning.
   @Test func aRecordIsReadAsItWasWritten() throws {
     let record = TraceRecord(
       .request, queue: 255, request: .flush, status: 2, head: 0xabcd, first: 1 << 50, second: 1 << 31, times: (1, 2, 3, .max))

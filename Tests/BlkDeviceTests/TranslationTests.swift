@@ -1,5 +1,5 @@
-/// Queues of drivers behind an IOMMU: what is not translated is asked for and waited for, what is taken back is given back, and nobody
-/// else notices.
+/// Queues of drivers behind an IOMMU: missing translations are requested and waited for, withdrawn ones are released, and no
+/// other queue is affected.
 import CLinux
 import Glibc
 import GuestDriver
@@ -9,7 +9,7 @@ import Testing
 @testable import VirtioCore
 
 @Suite struct TranslationTests {
-  /// Both kinds of ring.
+  /// Both ring formats.
   static let formats: [FeatureSet] = [BlockFeature.understood, BlockFeature.understood.union(.packedRing)]
   private static let everything: UInt64 = .max
 
@@ -78,7 +78,7 @@ import Testing
         #expect(try rig.iommu.perform(rig.hand, .write(sector: UInt64(round * 64), data)).status == .ok)
         let read = try rig.iommu.perform(rig.hand, .read(sector: UInt64(round * 64), bytes: data.count))
         #expect(read.status == .ok && firstDifference(read.answer, data) == nil)
-        // All that was translated is given back, with nothing in flight.
+        // All translations are released, with nothing in flight.
         rig.iommu.withdraw(rig.hand, first: 0, last: Self.everything)
         try rig.iommu.waitForWithdrawal(rig.hand)
         rig.iommu.mapRing(rig.hand)
@@ -88,7 +88,7 @@ import Testing
     }
   }
 
-  /// What is translated is not asked for again.
+  /// A known translation is not requested again.
   @Test(arguments: formats) func whatIsTranslatedIsFound(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false)
     rig.iommu.map(0, count: 16 << 20)
@@ -97,7 +97,7 @@ import Testing
     #expect(rig.iommu.misses.isEmpty)
   }
 
-  /// A request of the largest size has room for all its pieces, none of which continues another.
+  /// A request of the largest size has room for all its pieces, none of which is adjacent to another.
   @Test(arguments: formats) func theLargestRequestIsInPages(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false, size: 256)
     rig.iommu.map(0, count: 16 << 20)
@@ -109,7 +109,7 @@ import Testing
     var request = BlockRequest.write(sector: 0, data)
     for isRead in [false, true] {
       if isRead { request = .read(sector: 0, bytes: data.count) }
-      // One byte behind the beginning of a page.
+      // One byte after the beginning of a page.
       var framing = Framing(readableCuts: [16], writableCuts: [request.answerBytes])
       let cuts = (1..<count).map { $0 * bytes }
       if isRead { framing.writableCuts = cuts + [data.count] } else { framing.readableCuts = [16] + cuts.map { 16 + $0 } }
@@ -131,13 +131,13 @@ import Testing
     #expect(!rig.iommu.misses.isEmpty && rig.iommu.misses.allSatisfy { $0.access.contains(.write) })
   }
 
-  /// One that is answered and still not allowed fails, and what comes after it does not.
+  /// A request whose access is still not permitted after the answer fails, and later ones do not.
   @Test(arguments: formats) func whatIsNotAllowedFails(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false)
     rig.iommu.map(0, count: 16 << 20, .read)
     rig.iommu.mapRing(rig.hand)
     try rig.start()
-    // The data's pages stay as they are, and the status may be written.
+    // The data's pages keep their permission, and the status may be written.
     let outcome = try rig.iommu.perform(rig.hand, .read(sector: 0, bytes: 16384)) { miss in
       rig.iommu.misses.count == 1 ? .read : miss.access
     }
@@ -147,7 +147,7 @@ import Testing
     #expect(rig.iommu.failures.isEmpty)
   }
 
-  /// Where not even the status can be written there is nobody to tell.
+  /// If not even the status can be written, there is no way to tell the driver.
   @Test(arguments: formats) func withoutAStatusTheQueueFails(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false)
     rig.iommu.map(0, count: 16 << 20, .read)
@@ -164,7 +164,7 @@ import Testing
     }
   }
 
-  /// It costs nothing, and nobody else waits.
+  /// Waiting costs no CPU time, and no other queue waits.
   @Test(arguments: formats) func aQueueWaitsAloneAndAsleep(features: FeatureSet) throws {
     for threads in [1, 2] {
       let rig = try Rig(features, queues: 2) { $0.threads = threads }
@@ -180,7 +180,7 @@ import Testing
     }
   }
 
-  /// Nothing of what waits is taken: a stop is over at once, and the next run begins with it.
+  /// Waiting requests are not taken: a stop completes at once, and the next run begins with them.
   @Test(arguments: formats) func aStopWaitsForNoTranslation(features: FeatureSet) throws {
     let rig = try Rig(features)
     let position = try #require(rig.hand.stop())
@@ -193,7 +193,7 @@ import Testing
     #expect(try firstDifference(rig.scratch.contents(rig.path, at: 3 * 512, count: 512), pattern(512)) == nil)
   }
 
-  /// The operator's pause is over before the translation comes, or after it.
+  /// The operator's pause ends before the translation arrives, or after it.
   @Test(arguments: formats, [false, true]) func aPauseIsNoAnswer(features: FeatureSet, answersFirst: Bool) throws {
     let rig = try Rig(features)
     try rig.submit(.write(sector: 3, pattern(512)))
@@ -210,7 +210,7 @@ import Testing
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
-  /// What an update that is older than a withdrawal says is not believed.
+  /// An update that is older than a withdrawal is ignored.
   @Test(arguments: formats) func whatIsOlderChangesNothing(features: FeatureSet) throws {
     let rig = try Rig(features)
     #expect(try rig.iommu.perform(rig.hand, .write(sector: 0, pattern(4096))).status == .ok)
@@ -225,7 +225,7 @@ import Testing
 
   // MARK: Withdrawals
 
-  /// Given back when what uses it has been shown, and not before.
+  /// A translation is released when the requests that use it have been published, and not before.
   @Test(arguments: formats) func whatIsInUseIsGivenBackLater(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script)
@@ -235,20 +235,20 @@ import Testing
       rig.iommu.serve(rig.hand)
       return script.held == 1
     }
-    // The header is read, and its page is in use all the same: nobody wrote down that it is not.
+    // The header has been read, and still its page counts as in use: nothing records that it is not.
     let data = try #require(rig.iommu.misses.first { $0.access.contains(.write) })
     rig.iommu.withdraw(rig.hand, first: data.address, last: data.address)
-    // A queue that is still in use takes nothing more.
+    // A queue that still uses a withdrawn translation takes no more requests.
     try rig.submit(.read(sector: 8, bytes: 4096))
     try rig.iommu.waitForTurns(rig.hand)
     #expect(rig.iommu.withdrawn.isEmpty && script.held == 1)
     script.release()
     try rig.iommu.waitForWithdrawal(rig.hand)
-    #expect(try rig.hand.queue.reap()?.status == .ok, "it was given back before its answer was shown")
+    #expect(try rig.hand.queue.reap()?.status == .ok, "it was released before the answer was published")
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
-  /// What nothing in flight uses is given back at once.
+  /// A translation that nothing in flight uses is released at once.
   @Test(arguments: formats) func whatIsNotInUseIsGivenBackAtOnce(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script)
@@ -264,7 +264,7 @@ import Testing
     rig.iommu.withdraw(rig.hand, first: free, last: free + 4095)
     try rig.iommu.waitForWithdrawal(rig.hand)
     #expect(script.held == 1)
-    // The same, where something has been forgotten since: then nobody knows what is in use.
+    // The same after translations were forgotten: then it is unknown what is in use.
     rig.iommu.losses += 1
     rig.iommu.withdraw(rig.hand, first: free, last: free + 4095)
     try rig.iommu.waitForTurns(rig.hand)
@@ -272,7 +272,7 @@ import Testing
     script.release()
     try rig.iommu.waitForWithdrawal(rig.hand)
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
-    // And then it is known again.
+    // And afterwards it is known again.
     script.hold()
     try rig.submit(.read(sector: 0, bytes: 4096))
     try waitUntil("it is with the medium") {
@@ -285,7 +285,7 @@ import Testing
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
-  /// Who waits for a translation holds nothing.
+  /// A queue that waits for a translation uses none.
   @Test(arguments: formats) func whoWaitsGivesBackAtOnce(features: FeatureSet) throws {
     let rig = try Rig(features)
     try rig.submit(.write(sector: 0, pattern(4096)))
@@ -298,7 +298,7 @@ import Testing
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
-  /// Its driver waits for no operator and for no limit.
+  /// A withdrawal waits for no operator and for no limit.
   @Test(arguments: formats, ["stalled", "throttled", "paused", "in order"]) func nothingHoldsAWithdrawalUp(
     features: FeatureSet, by what: String
   ) throws {
@@ -346,7 +346,8 @@ import Testing
     #expect(rig.iommu.failures.isEmpty)
   }
 
-  /// Both orders come to the worker at once, and what is in force is newer than what is taken back. What uses that is still waited for.
+  /// Both messages reach the worker at once, and the update in force is newer than the withdrawal. Requests that use the
+  /// withdrawn translation are still waited for.
   @Test(arguments: formats, [false, true]) func aNewerAnswerHidesNoWithdrawal(
     features: FeatureSet, isFirst: Bool
   ) throws {
@@ -374,7 +375,7 @@ import Testing
     #expect(try rig.hand.queue.reap()?.status == .ok)
   }
 
-  /// A refusal is not lost where something newer comes before the worker has read it.
+  /// A refusal is not lost if something newer arrives before the worker has read it.
   @Test func aRefusalStaysInItsOrder() throws {
     var order = QueueOrder()
     let (old, new) = (TranslationMiss(address: 1, access: .read), Translations([], number: 7, losses: 0))
@@ -383,14 +384,14 @@ import Testing
     #expect(order.translations?.refused == old)
   }
 
-  /// A page that is read and written, where each answer allows what was asked for and no more.
+  /// A page is both read and written, and each answer permits only what was asked for.
   @Test(arguments: formats) func whoAllowsNoMoreThanAskedForIsAskedForAll(features: FeatureSet) throws {
     let rig = try Rig(features, queues: 2)
     rig.iommu.isLiteral = true
     let other = try rig.another(1, features)
     for sector in 0..<8 {
       let request = BlockRequest.read(sector: UInt64(sector), bytes: 512)
-      // Header and status are in one page.
+      // Header and status are in the same page.
       for hand in [rig.hand, other] {
         _ = try #require(try hand.queue.submit(request, framing: .classic(request, alignment: 16)))
         hand.queue.publish()
@@ -399,7 +400,7 @@ import Testing
     }
   }
 
-  /// One refusal is not another's, and there are never more than two to remember.
+  /// A refusal applies only to the access that was refused, and at most two are remembered.
   @Test func refusalsAreOfWhatWasAsked() {
     let lookup = TranslationLookup(Translations([], number: 1, losses: 0))
     var memory = [UInt8](repeating: 0, count: 4096)
@@ -411,7 +412,7 @@ import Testing
         #expect(lookup.find(address, for: .write) == nil)
         let asked = TranslationMiss(address: address, access: [.read, .write])
         #expect(lookup.takeMiss() == asked)
-        // An answer to somebody else.
+        // A refusal of another access.
         lookup.use(known, refused: TranslationMiss(address: address, access: .read))
         #expect(lookup.find(address, for: .write) == nil)
         #expect(lookup.takeMiss() == asked)
@@ -419,13 +420,13 @@ import Testing
         #expect(lookup.find(address, for: .write) == nil && lookup.takeMiss() == nil)
         #expect(lookup.find(address, for: .read) != nil)
       }
-      // The last two are still refused, and older ones are asked for again.
+      // The last two are still refused, and older ones are requested again.
       #expect(lookup.find(8, for: .write) == nil && lookup.takeMiss() == nil)
       #expect(lookup.find(7, for: .write) == nil && lookup.takeMiss() != nil)
     }
   }
 
-  /// A part of a range that is translated as one is taken back: who does not use that part gives it back at once.
+  /// Part of a range that has one translation is withdrawn: a queue that does not use that part releases it at once.
   @Test(arguments: formats) func onlyTheTakenPartIsLookedFor(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script, starts: false)
@@ -445,7 +446,7 @@ import Testing
     #expect(try rig.iommu.outcomes(rig.hand).map(\.status) == [.ok])
   }
 
-  /// The operator lets a paused queue go on while it gives back: it takes nothing before that is over.
+  /// The operator resumes a paused queue during a withdrawal: it takes nothing before the withdrawal is complete.
   @Test(arguments: formats) func aResumeEndsNoWithdrawal(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script)
@@ -469,11 +470,11 @@ import Testing
     #expect(try rig.iommu.outcomes(rig.hand, 2).map(\.status) == [.ok, .ok])
   }
 
-  /// What goes without waiting for the limit is paid before anything more is taken.
+  /// Requests that did not wait for the limit are charged before any more are taken.
   @Test(arguments: formats) func aWithdrawalIsNoWayRoundALimit(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script) { $0.limits.readBytes = RateLimit(perSecond: 1, burst: 1) }
-    // The first one goes on the burst, the second waits.
+    // The first request uses the burst, the second waits.
     try rig.submit(.read(sector: 0, bytes: 4096))
     try rig.submit(.read(sector: 8, bytes: 4096))
     var outcomes: [BlockOutcome] = []
@@ -501,7 +502,7 @@ import Testing
       try rig.iommu.waitForTurns(rig.hand)
       #expect(script.records.count == 2 && rig.device.counters.reads == 2)
     }
-    // A limit that is gone owes nothing.
+    // A removed limit leaves no debt.
     rig.device.setLimits(RateLimits())
     rig.iommu.mapRing(rig.hand)
     try waitUntil("all are answered") {
@@ -511,7 +512,7 @@ import Testing
     #expect(outcomes.allSatisfy { $0.status == .ok })
   }
 
-  /// A pause begins nothing, also for a driver that takes its memory back: that waits for the operator.
+  /// A paused queue starts nothing, even if the driver withdraws its memory: the withdrawal waits for the operator.
   @Test(arguments: formats) func aWithdrawalBeginsNothingInAPause(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script) { $0.limits.readBytes = RateLimit(perSecond: 1, burst: 1) }
@@ -542,7 +543,7 @@ import Testing
     }
   }
 
-  /// Segments are whole blocks, and as many as have room, whatever the block.
+  /// Segments are whole blocks, and as many as fit, for every block size.
   @Test(arguments: [512, 4096, 8192, 16384, 32768, 65536]) func largeBlocksHaveRoom(block: Int) throws {
     let scratch = try Scratch()
     let path = try scratch.image("disk", size: 4 << 20)
@@ -566,7 +567,7 @@ import Testing
     }
   }
 
-  /// A stop while something is to be given back is both.
+  /// A stop during a withdrawal completes both.
   @Test(arguments: formats) func aStopGivesBack(features: FeatureSet) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script)
@@ -589,7 +590,7 @@ import Testing
 
   // MARK: Records and logs
 
-  /// What was interrupted waits for its translations, too, and a stop meanwhile leaves it for the next run.
+  /// Interrupted requests wait for their translations, too, and a stop meanwhile leaves them for the next run.
   @Test(arguments: formats, [false, true]) func whatWasInterruptedIsTranslatedFirst(features: FeatureSet, stops: Bool) throws {
     let script = try Script(completesLater: true)
     let rig = try Rig(features, script, starts: false)
@@ -608,7 +609,7 @@ import Testing
     }
     _ = rig.hand.stop()
     rig.iommu.failures = []
-    // Another process, which knows of the rings alone.
+    // Another process, which knows only the rings.
     let image = try ImageFile(ImageOptions(path: rig.path, direct: .off, isLocked: false))
     var options = BlockDeviceOptions()
     options.engine = .sync
@@ -636,13 +637,13 @@ import Testing
     #expect(next.stop() != nil)
   }
 
-  /// A log of written pages is one of guest addresses, whatever the driver's are.
+  /// A log of written pages uses guest addresses, whatever addresses the driver uses.
   @Test(arguments: formats) func pagesAreLoggedByGuestAddresses(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false)
     let first = Int(Iommu.distance / 4096)
     let count = (first + (16 << 20) / 4096) / 8
     let log = try LogFile(bytes: count)
-    // The address that a front-end gives for the used ring is the driver's as well.
+    // The address that a front-end gives for the used ring is one of the driver's, too.
     rig.hand.log(
       QueueLog(log: log.log, coversBuffers: true, usedRing: rig.hand.ring.layout.usedRing.rawValue))
     try rig.start()
@@ -653,12 +654,12 @@ import Testing
     let layout = rig.hand.ring.layout
     let ring = Int((features.contains(.packedRing) ? layout.descriptorTable : layout.usedRing).rawValue / 4096)
     let marks = log.marks
-    #expect(written.union([ring]).allSatisfy { marks.contains($0 + first) }, "\(marks) and not \(written), \(ring)")
+    #expect(written.union([ring]).allSatisfy { marks.contains($0 + first) }, "\(marks) instead of \(written), \(ring)")
     #expect(marks.allSatisfy { $0 >= first })
   }
 }
 
-/// A log in a file of its own.
+/// A log in its own file.
 private final class LogFile {
   let log: DirtyLog
   private let mapping: Mapping

@@ -1,4 +1,4 @@
-/// What somebody who got hold of a queue's ring could make of it: transfers on the image and waits, and nothing else.
+/// What an attacker with access to a queue's ring could do: transfers on the image, waits, and nothing else.
 import CLinux
 import Foundation
 import Glibc
@@ -8,7 +8,7 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct UringRestrictionTests {
-  /// Submits one entry, and waits for what happens to it.
+  /// Submits one entry, and waits for its result.
   private static func result(
     _ ring: UnsafeMutablePointer<io_uring>, _ prepare: (UnsafeMutablePointer<io_uring_sqe>) -> Void
   ) throws -> Int32 {
@@ -48,7 +48,7 @@ import VirtioCore
       } == 4096)
     #expect(unsafe try Self.result(ring) { unsafe io_uring_prep_nop($0) } == 0)
 
-    // What an operation is to do is looked at later than whether it may.
+    // Whether an operation is permitted is checked before its arguments are.
     let forbidden: [(name: String, operation: UInt32, flags: UInt8)] = [
       ("openat", IORING_OP_OPENAT.rawValue, 0), ("close", IORING_OP_CLOSE.rawValue, 0),
       ("connect", IORING_OP_CONNECT.rawValue, 0), ("socket", IORING_OP_SOCKET.rawValue, 0),
@@ -65,7 +65,7 @@ import VirtioCore
       }
       #expect(result == -EACCES, "\(name)")
     }
-    // Nor does it take other files.
+    // Other files cannot be registered, either.
     var other = mailbox.rawValue
     #expect(unsafe io_uring_register_files_update(ring, 0, &other, 1) < 0)
     withExtendedLifetime(engine) {}

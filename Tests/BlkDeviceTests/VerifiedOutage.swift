@@ -1,4 +1,4 @@
-/// A verified load through which what serves the image is killed and started again.
+/// A verified load during which the server of the image is killed and restarted.
 import Foundation
 import GuestDriver
 import Synchronization
@@ -7,12 +7,12 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 extension Rig {
-  /// Ends when it was started as often as it was killed.
+  /// Ends when the server has been restarted as often as it was killed.
   ///
   /// - Parameters:
-  ///   - times: how often it is killed.
-  ///   - pause: how long it runs before that, microseconds.
-  ///   - outage: how long it is away then, microseconds.
+  ///   - times: number of kills.
+  ///   - pause: time that it runs before a kill, microseconds.
+  ///   - outage: time that it is away after a kill, microseconds.
   func verifyThroughKills(
     _ times: Int, after pause: ClosedRange<UInt32>, for outage: ClosedRange<UInt32>, kill: @escaping () throws -> Void,
     start: @escaping () throws -> Void

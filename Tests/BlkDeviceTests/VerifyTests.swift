@@ -36,7 +36,7 @@ import VirtioCore
     return Case(engine: .uring, medium: .disk, direct: .auto, queues: 2, threads: 1, setup: setup, note: note)
   }
 
-  /// Everything that can be set differently, once.
+  /// Each option that can be set differently, one at a time.
   static let variants: [Case] = [
     uring("cooperative") { $0.completion = .cooperative },
     uring("plain") { $0.completion = .plain },

@@ -1,4 +1,4 @@
-/// Sleeping engines wake for everything they sleep for, whenever it happens: before the sleep, on the way into it, during it.
+/// Sleeping engines wake for everything they wait for, whenever it happens: before the sleep, on the way into it, or during it.
 import Foundation
 import SystemPackage
 import Testing
@@ -8,11 +8,11 @@ import VirtioCore
 @testable import VirtioBlkDevice
 
 @Suite struct WakeTests {
-  /// When something happens, as seen from the sleeper.
+  /// When an event happens, as seen from the sleeper.
   enum Moment: CaseIterable, Sendable {
-    /// Before the engine is asked to sleep; nobody has looked.
+    /// Before the engine is asked to sleep, without a poll in between.
     case before
-    /// Before, and a look without waiting may have fetched it already.
+    /// Before, and a poll may have fetched it already.
     case lookedAt
     /// On the way into the sleep.
     case atOnce
@@ -35,7 +35,7 @@ import VirtioCore
   }
 
   @Test(arguments: Kind.allCases, Cause.allCases) func nothingIsSleptThrough(kind: Kind, cause: Cause) throws {
-    // Plain calls complete in place.
+    // Synchronous calls complete in place.
     guard kind != .sync || cause != .completion else { return }
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20)))
@@ -69,7 +69,7 @@ import VirtioCore
     }
     try engine.watch(.eventCounter(kick), lane: 1)
     try engine.watch(.doorbell(doorbell), lane: 2)
-    // A new bell may report itself once.
+    // A new doorbell may report itself once.
     engine.wait(nanoseconds: 20_000_000)
     while engine.nextEvent() != nil {}
 
@@ -107,12 +107,12 @@ import VirtioCore
           if moment == .before || moment == .lookedAt { usleep(500) }
         }
         if moment == .lookedAt { engine.poll() }
-        // A lost event is a failure and no hang: the sleep has a limit that nothing here comes near.
+        // A lost event fails the test and does not hang it: the sleep has a limit that is far longer than anything here takes.
         var isFound = false
         let start = ContinuousClock.now
         while !isFound, ContinuousClock.now - start < Patience.limit {
           engine.wait(nanoseconds: Int64(Patience.limit / .nanoseconds(1)))
-          // What shows only because the limit was over did not wake anybody.
+          // An event that is found only because the limit expired did not wake the engine.
           guard ContinuousClock.now - start < Patience.limit else { break }
           while let event = engine.nextEvent() { isFound = isExpected(event) || isFound }
         }
@@ -125,7 +125,7 @@ import VirtioCore
     engine.unwatch(lane: 2)
   }
 
-  /// An engine with nothing to do sleeps for as long as it may, and not a turn less: nothing that was told once is told again.
+  /// An engine with nothing to do sleeps for the whole time it may: no event is reported twice.
   @Test(arguments: [Kind.uring, .aio, .threads, .sync]) func whatWasToldIsNotToldAgain(kind: Kind) throws {
     let scratch = try Scratch()
     let image = try ImageFile(ImageOptions(path: scratch.image(size: 1 << 20)))

@@ -1,4 +1,4 @@
-/// Queues that are started, stopped and started again while others run; order; what is abandoned.
+/// Queues that are started, stopped and restarted while others run; order; abandoned queues.
 import CLinux
 import Foundation
 import Synchronization
@@ -34,7 +34,7 @@ import VirtioCore
     if engine != .null { #expect(firstDifference(read.answer, data) == nil) }
   }
 
-  /// One queue comes and goes, always where it left off; the other never notices. On one thread and on two.
+  /// One queue starts and stops, each time where it left off; the other is not affected. On one thread and on two.
   @Test(arguments: engines, [1, 2]) func oneComesAndGoesWhileTheOtherWorks(engine: EngineKind, threads: Int) throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine, threads: threads)
@@ -97,7 +97,7 @@ import VirtioCore
     #expect(device.counters.requests == 512)
   }
 
-  /// A ring that holds more than a lane has slots, more than a call to the kernel takes, and more than the device offered.
+  /// A ring that holds more requests than a lane has slots, than one system call takes, and than the device offered.
   @Test(arguments: [(EngineKind.uring, UInt16(4096)), (.uring, 4), (.aio, 4096), (.aio, 4), (.threads, 4096)])
   func moreRequestsThanSlots(engine: EngineKind, offered: UInt16) throws {
     let scratch = try Scratch()
@@ -125,7 +125,7 @@ import VirtioCore
     }
   }
 
-  /// With a medium that answers nothing, no more is taken than there are slots.
+  /// With a medium that completes nothing, no more requests are taken than there are slots.
   @Test func noMoreIsTakenThanThereAreSlots() throws {
     let scratch = try Scratch()
     let script = try Script(completesLater: true)
@@ -144,7 +144,7 @@ import VirtioCore
     #expect(queue.stop() == QueuePosition(available: 1300, used: 1300))
   }
 
-  /// Whatever was published while nobody listened to the old one is told by the new one.
+  /// Answers published while nobody listened to the old call descriptor are notified through the new one.
   @Test(arguments: engines) func aNewCallRingsOnce(engine: EngineKind) throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine)
@@ -153,11 +153,11 @@ import VirtioCore
     try queue.start()
     let fresh = try OwnedDescriptor.eventCounter()
     device.replaceCall(queue: 0, .eventCounter(fresh))
-    // The answer to stop comes after everything that was asked before it.
+    // The stop is answered after all messages before it.
     let position = try #require(queue.stop())
     #expect(EventCounter.drain(fresh.rawValue) == 1)
     #expect(EventCounter.drain(queue.call.rawValue) == 0)
-    // And it is the one that is used from then on.
+    // And from then on the new one is used.
     try queue.start(at: position)
     device.replaceCall(queue: 0, .eventCounter(fresh))
     try waitUntil("the new call is in use") { EventCounter.drain(fresh.rawValue) == 1 }
@@ -171,8 +171,8 @@ import VirtioCore
     #expect(EventCounter.drain(queue.call.rawValue) == 0)
   }
 
-  /// Stop waits for what is in flight, publishes it, and tells the driver; what was not taken stays in the ring and is
-  /// executed by the next run.
+  /// A stop waits for requests in flight, publishes them, and notifies the driver; requests that were not taken stay in the
+  /// ring and are executed by the next run.
   @Test(arguments: [false, true]) func stopDrains(isBackwards: Bool) throws {
     let scratch = try Scratch()
     let script = try Script(completesLater: true, isBackwards: isBackwards)
@@ -228,7 +228,7 @@ import VirtioCore
     }
   }
 
-  /// A call that is held back for more to come is sent when there will be no more.
+  /// A call that is held back to coalesce is sent when no more answers will come.
   @Test func stopTellsWhatWasHeldBack() throws {
     let scratch = try Scratch()
     var options = BlockDeviceOptions()
@@ -265,7 +265,7 @@ import VirtioCore
     }
   }
 
-  /// A ring that breaks takes nothing else with it, also when another queue shares its thread, and starts again.
+  /// A broken ring affects no other queue, even on the same thread, and can be started again.
   @Test(arguments: engines, [1, 2]) func aBrokenQueueLeavesTheOthersAlone(engine: EngineKind, threads: Int) throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, engine, threads: threads)
@@ -293,8 +293,8 @@ import VirtioCore
     #expect(good.attended.takeEvents().isEmpty)
   }
 
-  /// A driver that makes a chain available for each one that is taken never lets the worker sleep, and must not keep it from
-  /// being told to stop.
+  /// A driver that makes a chain available for each one that is taken never lets the worker sleep, and must not prevent a
+  /// stop.
   @Test func aRingThatNeverRunsDryIsStopped() throws {
     let scratch = try Scratch()
     let memory = try SharedMemory()
@@ -329,7 +329,7 @@ import VirtioCore
     #expect(hand.attended.takeEvents().isEmpty)
   }
 
-  /// A configuration that is no ring is refused, and costs nothing.
+  /// An invalid ring configuration is refused, and costs nothing.
   @Test func aRingThatIsNoneIsRefused() throws {
     let scratch = try Scratch()
     let device = try Self.device(scratch, .sync)

@@ -1,4 +1,4 @@
-/// What outlives a process, and what outlives the machine.
+/// Which zone state survives the process, and which survives the machine.
 import Foundation
 import GuestDriver
 import Testing
@@ -24,7 +24,7 @@ import VirtioCore
     ZoneRequest(queue: queue, head: head, position: head &+ 1, type: type, origin: origin, isKept: isKept)
   }
 
-  /// A write that is over.
+  /// A completed write.
   static func write(
     _ disk: ZonedDisk, _ zone: Int, _ count: UInt64, _ request: ZoneRequest = request(), durable isDurable: Bool = false
   ) throws {
@@ -58,7 +58,7 @@ import VirtioCore
       #expect(Self.command(disk, .close, 4) == .status(.ok))
       try Self.write(disk, 5, 9)
       #expect(Self.command(disk, .finish, 5) == .status(.ok))
-      // One is on its way: as if it had not been asked for.
+      // Still in flight when the process ends: as if it had never been requested.
       #expect(disk.write(Self.request(), at: 6 * 512, count: 8) == .go(sector: 6 * 512, zone: 6))
       #expect(disk.write(Self.request(), at: 1 * 512 + 10, count: 502) == .go(sector: 522, zone: 1))
       states = disk.zones
@@ -70,7 +70,7 @@ import VirtioCore
     #expect(disk.zones[5] == Zone(state: .full, pointer: 9, written: 9))
   }
 
-  /// The machine ends: what was flushed is there, whatever else is in the file, and nothing is open.
+  /// The machine goes down: flushed state is there, whatever else is in the file, and no zone is open.
   @Test func anotherBootFindsWhatWasFlushed() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -87,12 +87,12 @@ import VirtioCore
     #expect(disk.zones[1] == Zone(state: .closed, pointer: 10, written: 10))
     #expect(disk.zones[2] == Zone(state: .closed, pointer: 20, written: 20))
     #expect(disk.zones[3] == Zone(state: .empty) && disk.zones[4] == Zone(state: .empty))
-    // One that cannot be told counts as another.
+    // An unknown boot identifier counts as another boot.
     try Self.write(disk, 7, 10)
     #expect(try Self.open(path, boot: 0).zones[7] == Zone(state: .empty))
   }
 
-  /// A flush speaks of what was over when it came, however much is over when it is recorded.
+  /// A flush covers the writes that were complete when it arrived, however many are complete when it is recorded.
   @Test func aRecordSaysNoMoreThanWasFlushed() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -109,8 +109,8 @@ import VirtioCore
     #expect(disk.zones[1].written == 10 && disk.zones[2].written == 0)
   }
 
-  /// A reset is recorded at once, before data is overwritten of which the record speaks; what others wrote is not recorded with it, and
-  /// a flush from before it does not bring the zone back.
+  /// A reset is recorded at once, before data that the record covers is overwritten; other queues' writes are not recorded with
+  /// it, and a flush from before the reset does not bring the zone back.
   @Test func aResetIsRecordedByItself() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -147,7 +147,7 @@ import VirtioCore
     #expect(try Self.open(path, boot: 2).zones[1] == Zone(state: .empty))
   }
 
-  /// Of two records the newer whole one counts. One that is torn is as good as none.
+  /// Of two records the newer complete one counts. A torn record is ignored.
   @Test func aTornRecordIsNoticed() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -168,7 +168,7 @@ import VirtioCore
       return try Self.open(other, boot: 2).zones[1].written
     }
     #expect(try zone { _ in } == 6)
-    // The newest is in one of the two places; the other one has the state before.
+    // The newest record is in one of the two places; the other one has the state before it.
     let newest = (0..<2).map { number in (try? zone { $0[layout.record(number) + 40] ^= 1 }) ?? 0 }
     #expect(newest.sorted() == [3, 6])
     for offset in [0, 8, 16, 32, 32 + 8 * (Self.geometry.count - 1)] {
@@ -203,7 +203,7 @@ import VirtioCore
     #expect(
       failure { try Self.open(path, other) }
         == .otherGeometry(path: path, what: "zone size in sectors", kept: 512, wanted: 1024))
-    // A copy that says so is the image's from then on.
+    // A copy that is adopted belongs to the image from then on.
     #expect(failure { try Self.open(path, identity: 8, adopts: true) } == nil)
     #expect(failure { try Self.open(path, identity: 8) } == nil)
     let text = scratch.path + "/text"
@@ -220,14 +220,14 @@ import VirtioCore
     #expect(failure { try Self.open(scratch.path + "/none/zones") } != nil)
   }
 
-  /// A process that has lost the zones to another one writes no records over its.
+  /// A process that has lost the zones to another one does not overwrite its records.
   @Test func onlyOneProcessHasThem() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
     let first = try Self.open(path)
     try Self.write(first, 1, 10)
     let second = try Self.open(path)
-    // The second finds them when its first request comes, and not before: the first goes on until then.
+    // The second process takes the zones with its first request, not earlier: the first one goes on until then.
     try Self.write(first, 1, 10)
     #expect(second.zones[1].written == 20)
     let ticket = first.ticket()
@@ -238,7 +238,7 @@ import VirtioCore
     #expect(try Self.open(path, boot: 2).zones[1].written == 30)
   }
 
-  /// A file that is cut while it is open: nothing more is acknowledged.
+  /// The file is truncated while it is open: nothing more is acknowledged.
   @Test func aFileThatIsCut() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -251,9 +251,10 @@ import VirtioCore
     #expect(!disk.record(ticket: disk.ticket()))
   }
 
-  // MARK: What was done and not answered
+  // MARK: Requests that were done and not answered
 
-  /// A process ends after a request was done and before its driver could see the answer: the next one answers, and does it not again.
+  /// A process ends after it did a request and before its driver could see the answer: the next one answers without doing it
+  /// again.
   @Test(arguments: [ZoneRequest.Origin.retaken, .inOrder]) func whatWasDoneIsNotDoneTwice(origin: ZoneRequest.Origin) throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -264,10 +265,10 @@ import VirtioCore
       try Self.write(disk, 3, 10, Self.request(5, type: 1, isKept: true))
       #expect(Self.command(disk, .reset, 3, Self.request(6, type: 24, isKept: true)) == .status(.ok))
       try Self.write(disk, 3, 7)
-      // Its driver has seen the answer.
+      // The driver has seen this answer.
       try Self.write(disk, 4, 10, Self.request(9, type: 15, isKept: true))
       disk.published([9], queue: 0)
-      // Not over when the process ends.
+      // Not complete when the process ends.
       #expect(disk.append(Self.request(8, type: 15, isKept: true), to: 5 * 512, count: 4) == .go(sector: 2560, zone: 5))
     }
     let disk = try Self.open(path)
@@ -277,14 +278,14 @@ import VirtioCore
     #expect(disk.write(Self.request(5, type: 1, origin: origin, isKept: true), at: 1536, count: 10) == .wasDone(sector: 1536))
     #expect(Self.command(disk, .reset, 3, Self.request(6, type: 24, origin: origin, isKept: true)) == .status(.ok))
     #expect(disk.zones == before)
-    // The same once more is a new one.
+    // The same request once more is a new one.
     #expect(
       disk.append(Self.request(8, type: 15, origin: origin, isKept: true), to: 5 * 512, count: 4) == .go(sector: 2560, zone: 5))
     #expect(
       disk.append(Self.request(9, type: 15, origin: origin, isKept: true), to: 2048, count: 1) == .go(sector: 2058, zone: 4))
   }
 
-  /// Notes that nobody asks for are nothing to requests of the same name that come later.
+  /// Notes that nobody asks for do not affect later requests with the same name.
   @Test func notesAreForgotten() throws {
     let scratch = try Scratch()
     let path = scratch.path + "/zones"
@@ -294,7 +295,7 @@ import VirtioCore
     }
     try leave()
     do {
-      // What comes first was not in flight.
+      // The first request was not in flight.
       let disk = try Self.open(path)
       #expect(disk.append(Self.request(0, type: 15), to: 2048, count: 1) == .go(sector: 2048, zone: 4))
       #expect(disk.append(Self.request(3, type: 15, origin: .retaken), to: 512, count: 1) == .go(sector: 522, zone: 1))

@@ -1,4 +1,4 @@
-/// Records of zones in any order with what happens to the zones, and zones that others had, or may still have.
+/// Zone records interleaved in any order with changes to the zones, and zones that another process had, or may still have.
 import Foundation
 import Testing
 import VirtioCore
@@ -12,7 +12,7 @@ import VirtioCore
 
   // MARK: Order
 
-  /// Tickets of two queues are recorded in the other order: what the later one said, and was answered for, stays.
+  /// Tickets of two queues are recorded in reverse order: what the later one recorded and acknowledged stays.
   @Test func anOlderFlushDoesNotUndoANewerOne() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -31,7 +31,7 @@ import VirtioCore
     #expect(disk.zones[1].written == 16 && disk.zones[2].written == 8)
   }
 
-  /// What was written and flushed after a reset stays, also where the reset's own record is the last one.
+  /// Data written and flushed after a reset stays, even if the reset's own record is the last one.
   @Test func aResetRecordedLateDoesNotUndoAFlush() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -49,7 +49,7 @@ import VirtioCore
     #expect(try Files.open(path, boot: 2).zones[1].written == 4)
   }
 
-  /// The zone is again as its record from before the reset has it: a flush records it all the same.
+  /// The zone has the same state again as in its record from before the reset: a flush records it all the same.
   @Test func aFlushOfAZoneThatIsAsBeforeItsReset() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -66,7 +66,7 @@ import VirtioCore
     #expect(try Files.open(path, boot: 2).zones[1].written == 10)
   }
 
-  /// A record that says that there is data is being written: a reset that comes now has to be recorded behind it.
+  /// A record that includes data is being written: a reset that comes now has to be recorded after it.
   @Test func aResetWhileARecordIsWritten() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -84,7 +84,7 @@ import VirtioCore
     #expect(try Files.open(path, boot: 2).zones[1] == Zone(state: .empty))
   }
 
-  /// A zone that is again as the newest record has it, and not as the one has it that is being written.
+  /// The zone has the same state again as in the newest record, but not as in the record that is being written.
   @Test func aFlushWhileARecordIsWritten() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))
@@ -99,7 +99,7 @@ import VirtioCore
     #expect(disk.ticket() == 0 && disk.ticket(zone: 3).ticket == 0)
   }
 
-  /// A record that cannot be written is none.
+  /// A record whose write failed does not count.
   @Test func aRecordThatFails() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -112,7 +112,7 @@ import VirtioCore
     #expect(!disk.ticket(zone: 1).isStable)
   }
 
-  /// Zones that are never emptied are not said to be: the record would be none.
+  /// Conventional zones are never recorded as empty: such a record would be invalid.
   @Test func aResetOfAllZonesLeavesConventionalOnes() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -133,7 +133,7 @@ import VirtioCore
     #expect(disk.zones[0] == Zone(state: .notWritePointer) && disk.zones[4] == Zone(state: .empty))
   }
 
-  /// Whether a durable write may be recorded by itself: all that its zone has by then must be on stable storage.
+  /// Whether a durable write may be recorded without a flush: everything written to its zone must be stable.
   @Test func whatIsAroundADurableWrite() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))
@@ -142,7 +142,7 @@ import VirtioCore
     try write(durable: true)
     try write(durable: true)
     #expect(disk.ticket(zone: 1).isStable)
-    // One that is not, behind it or before it.
+    // A write that is not durable, after it or before it.
     try write(durable: false)
     #expect(!disk.ticket(zone: 1).isStable)
     try write(durable: true)
@@ -153,11 +153,11 @@ import VirtioCore
     #expect(disk.ticket(zone: 1).isStable)
     #expect(Files.command(disk, .reset, 1) == .status(.ok))
     try write(durable: false)
-    // The record speaks of what was there before.
+    // The record covers what was there before.
     #expect(!disk.ticket(zone: 1).isStable)
   }
 
-  /// A record of what a durable write found is older than what came since.
+  /// A record of what a durable write found is older than what was written since.
   @Test func aRecordThatIsWrittenMeanwhile() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))
@@ -169,7 +169,7 @@ import VirtioCore
     #expect(try Files.open(Self.path(scratch), boot: 2).zones[1].written == 8)
   }
 
-  /// What an earlier process did since the last record may be in the page cache only.
+  /// Data that an earlier process wrote after the last record may be only in the page cache.
   @Test func whatAnotherProcessWroteIsNotKnownToBeStable() throws {
     let scratch = try Scratch()
     do {
@@ -182,16 +182,16 @@ import VirtioCore
       #expect(Files.command(disk, .reset, 2) == .status(.ok))
       try Files.write(disk, 2, 4)
       try Files.write(disk, 3, 8)
-      // It ends before the last of them are recorded.
+      // The process ends before the last of them are recorded.
     }
     let disk = try Files.open(Self.path(scratch))
-    // Zone 1 is as its record says, and might all the same have been reset and written again.
+    // Zone 1 is as its record says, but may have been reset and written again.
     for zone in 1...3 { #expect(!disk.ticket(zone: zone).isStable, "zone \(zone)") }
   }
 
   // MARK: Other processes
 
-  /// A process ends after a reset was done, and before it was recorded: the process that answers it records it first.
+  /// A process ends after a reset was done and before it was recorded: the process that answers it records it first.
   @Test func aResetThatIsAnsweredByAnotherProcessIsRecorded() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -214,7 +214,7 @@ import VirtioCore
     #expect(disk.zones[3] == Zone(state: .empty) && disk.zones[4].written == 10)
   }
 
-  /// A server takes over, serves, and is gone: the one before it goes on with the zones as they are now.
+  /// A server takes over, serves, and ends: the previous one continues with the zones' current state.
   @Test func zonesThatAnotherServerHadAreLookedAtAgain() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -230,7 +230,7 @@ import VirtioCore
     #expect(try Files.open(path, boot: 2).zones[1].written == 31)
   }
 
-  /// A damaged file says of a request what cannot be: it counts as not said.
+  /// A damaged file has a note that is impossible for its request: it is ignored.
   @Test func notesOfSectorsBeyondTheDiskAreNone() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -262,7 +262,7 @@ import VirtioCore
     }
   }
 
-  /// A stale draft is replaced, whatever it is, and a link in its place is not followed.
+  /// A stale temporary file is replaced, whatever it is, and a link in its place is not followed.
   @Test func aDraftIsAlwaysNew() throws {
     let scratch = try Scratch()
     let path = Self.path(scratch)
@@ -274,9 +274,9 @@ import VirtioCore
     #expect(throws: (any Error).self) { try FileManager.default.destinationOfSymbolicLink(atPath: path) }
   }
 
-  // MARK: What fails
+  // MARK: Failures
 
-  /// While writes that came behind a failed one are on their way, nothing changes in their zone.
+  /// While writes behind a failed one are in flight, nothing changes in their zone.
   @Test func anAppendBehindAFailureChangesNothing() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))
@@ -292,7 +292,7 @@ import VirtioCore
     #expect(disk.append(Files.request(2, type: 15), to: 512, count: 8) == .go(sector: 512, zone: 1))
   }
 
-  /// A queue's medium is lost, and may still carry out what it was asked for: its zones are nobody's to write to or to empty.
+  /// A queue's medium is lost, and may still carry out its requests: nobody may write to its zones or reset them.
   @Test func zonesOfALostMediumAreLeftAlone() throws {
     let scratch = try Scratch()
     let disk = try Files.open(Self.path(scratch))

@@ -1,11 +1,11 @@
-/// Zones as a value, held against a table of what the specification says of each state and each event (virtio 5.2.6).
+/// Zones as a value, checked against a table of what the specification says of each state and each event (virtio 5.2.6).
 import GuestDriver
 import Testing
 
 @testable import VirtioBlkDevice
 
 @Suite struct ZoneTableTests {
-  /// One conventional zone, and five that are written in sequence; the last is shorter.
+  /// One conventional zone, and five sequential-write zones; the last is shorter.
   static let geometry = ZoneGeometry(
     capacity: 5 * 16 + 8, zoneSectors: 16, zoneCapacity: 12, conventional: 1, maximumOpen: 0, maximumActive: 0,
     maximumAppend: 8,
@@ -13,23 +13,23 @@ import Testing
   static let zone = 2
   static var start: UInt64 { geometry.start(of: zone) }
 
-  /// How a zone gets into a state, and what each event makes of it there.
+  /// How a zone gets into a state, and the result of each event in that state.
   struct Row: Sendable, CustomTestStringConvertible {
     var name: String
     var make: @Sendable (inout ZoneTable) -> Void
     var pointer: UInt64
-    /// By event.
+    /// The result of each event.
     var expected: [Event: (BlockStatus, ZoneState)]
     var testDescription: String { name }
   }
 
   enum Event: CaseIterable {
     case write, append, fill, open, close, finish, reset, resetAll
-    /// Not at the pointer; not a whole granule; over the end of what can be written, and over the end of the zone; of nothing.
+    /// Not at the write pointer; not a whole granule; beyond the writable capacity; beyond the end of the zone; empty.
     case elsewhere, odd, tooMuch, crossing, nothing
-    /// An append to the middle of the zone, of half a granule, of more than there may be, of nothing.
+    /// An append to the middle of the zone; of half a granule; longer than allowed; empty.
     case appendInside, appendOdd, appendTooMuch, appendNothing
-    /// A command to the middle of the zone.
+    /// A command for the middle of the zone.
     case openInside, resetInside
   }
 
@@ -66,7 +66,7 @@ import Testing
     }
   }
 
-  /// What no zone takes, and what leaves it as it is.
+  /// Events that are refused in every zone, and leave its state unchanged.
   private static func row(
     _ name: String, pointer: UInt64 = 4, _ state: ZoneState, _ expected: [Event: (BlockStatus, ZoneState)],
     _ make: @escaping @Sendable (inout ZoneTable) -> Void
@@ -156,7 +156,7 @@ import Testing
       let (status, state) = try #require(row.expected[event], "\(event)")
       #expect(Self.happen(event, &table, pointer: row.pointer) == status, "\(event)")
       #expect(table.zones[Self.zone].state == state, "\(event)")
-      // Nothing else changes, and nothing at all by what was refused.
+      // No other zone changes, and a refused event changes nothing at all.
       for (index, zone) in table.zones.enumerated() where index != Self.zone { #expect(zone == before[index], "\(event)") }
       if status != .ok { #expect(table.zones == before, "\(event)") }
       Self.expectSane(table)
@@ -170,7 +170,7 @@ import Testing
     #expect(table.closedCount == zones.filter { $0.state == .closed }.count, sourceLocation: place)
     for (index, zone) in zones.enumerated() {
       #expect(zone.written <= zone.pointer && UInt64(zone.pointer) <= table.geometry.writable(in: index), sourceLocation: place)
-      // What is kept of it is a zone that there can be.
+      // Its stored form is a valid zone.
       let kept = Zone(word: zone.word, zone: index, table.geometry)
       #expect(kept != nil, "zone \(index): \(zone)", sourceLocation: place)
       if zone.written == zone.pointer { #expect(kept == zone, sourceLocation: place) }
@@ -181,7 +181,7 @@ import Testing
     var table = ZoneTable(Self.geometry)
     #expect(table.write(at: 3, count: 5) == .accepted(sector: 3, zone: nil))
     #expect(table.write(at: 0, count: 1) == .accepted(sector: 0, zone: nil))
-    // Over the border of one that is written in sequence goes nothing.
+    // Nothing may cross into a sequential-write zone.
     #expect(table.write(at: 14, count: 4) == .refused(.zoneInvalid))
     #expect(table.read(at: 14, count: 4) == .refused(.zoneInvalid))
     #expect(table.read(at: 0, count: 16) == .sectors(16))
@@ -203,13 +203,13 @@ import Testing
     #expect(table.append(to: 80, count: 2) == .refused(.zoneInvalid))
   }
 
-  /// What is not written is none of the medium's business.
+  /// Sectors that were not written are never read from the medium.
   @Test func readsEndWhereWritesDo() {
     var table = ZoneTable(Self.geometry)
     let start = Self.start
     #expect(table.read(at: start, count: 4) == .sectors(0))
     _ = table.write(at: start, count: 4)
-    // It is on its way.
+    // The write is in flight.
     #expect(table.read(at: start, count: 4) == .sectors(0))
     table.settle(Self.zone, written: 4)
     #expect(table.read(at: start, count: 4) == .sectors(4))
@@ -232,7 +232,7 @@ import Testing
     _ = table.write(at: Self.start + 4, count: 8)
     #expect(table.zones[Self.zone].state == .full)
     table.retract(Self.zone, to: 4)
-    // What filled it is not there.
+    // The data that filled it is not there.
     #expect(table.zones[Self.zone] == Zone(state: .closed, pointer: 4, written: 4))
     Self.expectSane(table)
     _ = table.reset(Self.start)
@@ -242,7 +242,8 @@ import Testing
     Self.expectSane(table)
   }
 
-  /// A zone that is not full after all may be one active zone too many: no other becomes active then, and it can be filled.
+  /// A zone that turns out not to be full may exceed the limit of active zones: no other becomes active then, and it can be
+  /// filled.
   @Test func aFailedWriteThatFilledAZoneAndTheLimits() {
     var table = Self.table(open: 1, active: 1)
     _ = table.write(at: Self.at(1), count: 4)
@@ -273,7 +274,7 @@ import Testing
 
   static func at(_ zone: Int, _ offset: UInt64 = 0) -> UInt64 { geometry.start(of: zone) + offset }
 
-  /// Implicitly open zones give way, the one that was opened first in front; explicitly open ones do not.
+  /// Implicitly open zones are closed when needed, the oldest first; explicitly open ones are not.
   @Test func theOldestImplicitlyOpenZoneIsClosed() {
     var table = Self.table(open: 2, active: 0)
     _ = table.write(at: Self.at(1), count: 2)
@@ -288,7 +289,7 @@ import Testing
     #expect(table.append(to: Self.at(5), count: 2) == .refused(.zoneOpenResource))
     #expect(table.open(Self.at(1)) == .zoneOpenResource)
     #expect(table.zones == before)
-    // What is open already needs nothing.
+    // An open zone needs no new resource.
     #expect(table.write(at: Self.at(3, 2), count: 2) == .accepted(sector: Self.at(3, 2), zone: 3))
     Self.expectSane(table)
   }
@@ -297,10 +298,10 @@ import Testing
     var table = Self.table(open: 1, active: 2)
     _ = table.write(at: Self.at(1), count: 2)
     _ = table.write(at: Self.at(2), count: 2)
-    // Both limits: the one of active zones is told.
+    // Both limits are reached: the status is that for active zones.
     #expect(table.write(at: Self.at(3), count: 2) == .refused(.zoneActiveResource))
     #expect(table.open(Self.at(3)) == .zoneActiveResource)
-    // A closed zone is active already.
+    // A closed zone is already active.
     #expect(table.write(at: Self.at(1, 2), count: 2) == .accepted(sector: Self.at(1, 2), zone: 1))
     #expect(table.zones[2].state == .closed)
     #expect(table.finish(Self.at(2)) == .ok)
@@ -309,7 +310,7 @@ import Testing
     Self.expectSane(table)
   }
 
-  /// Whatever is done, no limit is exceeded, and what is refused changes nothing.
+  /// Whatever happens, no limit is exceeded, and a refused event changes nothing.
   @Test(arguments: 1...20) func anythingAtAll(seed: UInt64) {
     var random = SeededRandom(seed: seed)
     let (open, active) = (UInt32(random.next() % 4), UInt32(random.next() % 2) * 4)

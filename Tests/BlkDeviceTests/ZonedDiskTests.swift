@@ -1,4 +1,4 @@
-/// Disks with zones through their queues (virtio 5.2.6).
+/// Zoned disks through their queues (virtio 5.2.6).
 import Foundation
 import GuestDriver
 import Testing
@@ -50,17 +50,17 @@ import VirtioCore
     #expect(rig.device.counters.mediumFailures == 0)
   }
 
-  /// Whatever the image holds, what was not written since the zone was empty is zeroes.
+  /// Whatever the image holds, sectors that were not written since the zone was empty read as zeroes.
   @Test func whatWasThereBeforeIsNeverRead() throws {
     let scratch = try Scratch()
     let path = try scratch.image(size: 4 << 20)
     try Data(repeating: 0xee, count: 4 << 20).write(to: URL(fileURLWithPath: path))
     let rig = try Rig(Self.options { $0.conventional = 1 }, image: path)
-    // A conventional zone is what it always was.
+    // A conventional zone shows the image's content.
     #expect(try rig.expect(.read(sector: 0, bytes: 512)).answer == [UInt8](repeating: 0xee, count: 512))
     #expect(try rig.expect(.read(sector: Self.start(2), bytes: 8192)).answer == zeroes(8192))
     try rig.expect(.write(sector: Self.start(2), [UInt8](repeating: 1, count: 1024)))
-    // In pieces that end in the middle of each part.
+    // In pieces that end inside each part.
     var framing = Framing.classic(.read(sector: 0, bytes: 4096))
     framing.writableCuts = [300, 900, 1100, 2000]
     let read = try rig.expect(.read(sector: Self.start(2), bytes: 4096), framing: framing).answer
@@ -69,7 +69,7 @@ import VirtioCore
     try rig.expect(.write(sector: Self.start(2), [UInt8](repeating: 2, count: 512)))
     #expect(
       try rig.expect(.read(sector: Self.start(2), bytes: 1024)).answer == [UInt8](repeating: 2, count: 512) + zeroes(512))
-    // Across the border nothing is read.
+    // A read must not cross a zone boundary.
     try rig.expect(.read(sector: Self.start(3) - 1, bytes: 1024), .zoneInvalid)
     try rig.expect(.read(sector: Self.start(1) - 1, bytes: 1024), .zoneInvalid)
   }
@@ -86,7 +86,7 @@ import VirtioCore
     let offered = rig.client.session.offered
     #expect(offered.contains(BlockFeature.zoned) && !offered.contains(BlockFeature.discard))
     #expect(!offered.contains(BlockFeature.secureErase) && rig.client.config.writeZeroes?.maximumSegments == 1)
-    // A disk that is written in sequence is none for a driver that does not know it (virtio 5.2.5.2).
+    // A driver that does not negotiate zones cannot use a disk with sequential-write zones (virtio 5.2.5.2).
     #expect(!rig.device.accepts(rig.device.features.subtracting(.blockZoned)))
     #expect(rig.device.accepts(rig.device.features))
     let plain = try Rig()
@@ -99,7 +99,7 @@ import VirtioCore
   @Test func reports() throws {
     let rig = try Rig(Self.options(size: 4 << 20) { $0.conventional = 2 })
     #expect(try Self.states(rig) == [.notWritePointer, .notWritePointer] + Array(repeating: .empty, count: 14))
-    // From the zone on that the sector is in, and as many as there is room for.
+    // From the zone that contains the sector on, as many as there is room for.
     for (room, count) in [(64, 0), (127, 0), (128, 1), (64 + 64 * 3 + 10, 3), (64 + 64 * 20, 13)] {
       let answer = try rig.perform(
         BlockRequest(type: .zoneReport, sector: Self.start(3) + 7, answerBytes: room))
@@ -142,7 +142,7 @@ import VirtioCore
     try rig.expect(append(100), .zoneUnaligned)
     try rig.expect(append(0), .zoneInvalid)
     try rig.expect(append(512, room: 7), .ioError)
-    // The sector at the front of what there is room for and the status at its end, as Linux looks for them, wherever it is cut.
+    // The sector is at the front of the buffer and the status at its end, as Linux expects, however the buffer is cut.
     let outcome = try rig.perform(
       append(512, room: 20), framing: Framing(readableCuts: [16], writableCuts: [3, 14, 15, 17, 20]))
     #expect(outcome.status == BlockStatusCode.ok)
@@ -151,7 +151,8 @@ import VirtioCore
     #expect(try rig.client.zone(1).pointer == at + 1)
   }
 
-  /// Appends by four queues at once: each has its place, the places are the zone's from its beginning on, and what is there is theirs.
+  /// Appends by four queues at once: each gets its own sectors, the zone is filled from its beginning without gaps, and each
+  /// sector has the data of its own append.
   @Test(arguments: [EngineKind.threads, .uring, .sync]) func manyQueuesAppend(engine: EngineKind) throws {
     let rig = try Rig(Self.options(engine, queues: 4) { $0.zoneSize = 1 << 20 })
     rig.client.depth = 8
@@ -178,7 +179,7 @@ import VirtioCore
 
   // MARK: Order
 
-  /// Writes that are over in another order are answered in theirs.
+  /// Writes that complete in reverse order are answered in the zone's order.
   @Test func answersComeInTheOrderOfTheZone() throws {
     let script = try Script(completesLater: true, isBackwards: true)
     var options = Self.options(queues: 1)
@@ -200,8 +201,8 @@ import VirtioCore
     #expect(order == Array(0..<8))
   }
 
-  /// With the write cache off each write is on stable storage, and recorded, before it is answered. When the cache is turned on
-  /// again while one is in flight, the record of that one must not speak of those that came behind it and may be lost.
+  /// With the write cache off, each write is stable and recorded before it is answered. If the cache is turned on again while
+  /// one is in flight, its record must not include the writes after it, which may be lost.
   @Test(arguments: [true, false]) func theWriteCacheIsTurnedOnAgain(whileInFlight: Bool) throws {
     let script = try Script(completesLater: true, isBackwards: true)
     var options = Self.options()
@@ -229,11 +230,11 @@ import VirtioCore
       return answers == 2
     }
     #expect(script.records.filter { $0.kind == .write }.map(\.isDurable) == [true, !whileInFlight])
-    // Writes that are durable themselves need no flush in order to be recorded.
+    // Durable writes need no flush before they are recorded.
     #expect(script.records.contains { $0.kind == .flush } == whileInFlight)
   }
 
-  /// What comes behind a write that failed has nothing in front of it, and fails, too; the zone goes on where the data ends.
+  /// A write behind a failed one would leave a gap, so it fails, too; the zone continues where its data ends.
   @Test func aFailureTakesWhatIsBehindItAlong() throws {
     let script = try Script([.whole, .result(-5), .whole, .whole], completesLater: true)
     var options = Self.options()
@@ -255,7 +256,7 @@ import VirtioCore
     #expect(Self.place(try rig.expect(.append(zone: Self.start(1), pattern(512)))) == Self.start(1) + 2)
   }
 
-  /// A reset waits for the writes of its zone, and nothing that was written before it is found afterwards.
+  /// A reset waits for the writes of its zone, and data from before it is never read again.
   @Test func aResetWaitsForWrites() throws {
     let script = try Script(completesLater: true)
     var options = Self.options()
@@ -275,7 +276,7 @@ import VirtioCore
         return left.count == count
       }
     }
-    // Zone 2 has no writes.
+    // No writes to zone 2 are in flight.
     try reap(1)
     #expect(left == [2: .ok])
     script.release()
@@ -309,7 +310,7 @@ import VirtioCore
     #expect(try rig.client.zone(1).pointer == Self.start(1) + 1)
   }
 
-  // MARK: What fails
+  // MARK: Failures
 
   @Test func zonesThatFailed() throws {
     let rig = try Rig(
@@ -357,7 +358,7 @@ import VirtioCore
     ]
     for change in wrong {
       guard case .badOption(_, let remedy)? = failure(change) else {
-        Issue.record("it was taken")
+        Issue.record("it was accepted")
         continue
       }
       #expect(!remedy.isEmpty)

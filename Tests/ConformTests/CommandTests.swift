@@ -1,4 +1,4 @@
-/// `vmm-blk conform` as a person, or their CI, uses it.
+/// `vmm-blk conform` as a user, or a CI, runs it.
 import Foundation
 import TestSupport
 import Testing
@@ -9,10 +9,10 @@ import Testing
   init() throws { directory = try TemporaryDirectory() }
 
   @Test(
-    "a signal in the middle of a run ends the back-end that was started, and removes its files", arguments: [SIGTERM])
+    "a signal during a run ends the back-end that it started, and removes its files", arguments: [SIGTERM])
   func interrupted(_ signal: Int32) throws {
     let note = directory.file("note")
-    // It accepts and never answers, so that the run is still under way.
+    // It accepts and never answers, so the run is still going on.
     let backend = """
       import os, socket, sys
       listening = socket.socket(socket.AF_UNIX)
@@ -39,16 +39,16 @@ import Testing
     #expect(!FileManager.default.fileExists(atPath: folder))
   }
 
-  @Test("a report that cannot be written is said before anything is checked", arguments: ["--junit", "--html"])
+  @Test("a report that cannot be written is an error before anything is checked", arguments: ["--junit", "--html"])
   func unwritable(_ option: String) throws {
-    // Nobody serves the socket: that would be said otherwise.
+    // Nothing serves the socket, which would otherwise be the error.
     let said = try Program(["conform", "--socket-path", directory.file("none"), option, "/nowhere/report"]).finish()
     #expect(said.status == 74, "\(said.errors)")
     #expect(said.errors == "Error: the report cannot be written to /nowhere/report: No such file or directory\n")
   }
 
-  /// It was once replaced by a file: `/dev/stdout`, or `/dev/full`, was none any more.
-  @Test("a report that goes to what is no file leaves it what it is") func link() throws {
+  /// A report once replaced its target with a file: `/dev/stdout`, or `/dev/full`, was a device no more.
+  @Test("a report to something other than a file does not replace it") func link() throws {
     let (link, target) = (directory.file("link"), directory.file("target"))
     try FileManager.default.createSymbolicLink(atPath: link, withDestinationPath: target)
     let said = try Program(["conform", "--self", "--only", "status-after-reset", "--html", link]).finish()
@@ -61,7 +61,7 @@ import Testing
     #expect(lost.status == 74 && lost.output.contains("no MUST is broken"), "\(lost.errors)")
   }
 
-  @Test("a run without a report leaves the last one, and waits for no reader of a pipe") func keptReport() throws {
+  @Test("a run without a report leaves the last one, and does not wait for a pipe's reader") func keptReport() throws {
     let last = directory.file("last.xml")
     try "the last one".write(toFile: last, atomically: true, encoding: .utf8)
     let said = try Program(["conform", "--socket-path", directory.file("nobody"), "--junit", last]).finish()
@@ -76,14 +76,14 @@ import Testing
     #expect(try !String(contentsOfFile: last, encoding: .utf8).contains("the last one"))
   }
 
-  @Test("the checks are listed as JSON if that is asked for, all or some") func list() throws {
+  @Test("the checks can be listed as JSON, all or some") func list() throws {
     let said = try Program(["conform", "--list", "--json", "--only", "suspend.12,blk.op.5"]).finish()
     let listed = try #require(JSONSerialization.jsonObject(with: Data(said.output.utf8)) as? [[String: Any]])
     #expect(listed.contains { $0["check"] as? String == "suspension-calls" })
     #expect(listed.allSatisfy { ($0["clauses"] as? [String])?.contains { ["suspend.12", "blk.op.5"].contains($0) } == true })
   }
 
-  @Test("a selection that is empty is not everything", arguments: ["", ","])
+  @Test("an empty selection does not mean everything", arguments: ["", ","])
   func emptySelection(_ words: String) throws {
     let said = try Program(["conform", "--list", "--only", words]).finish()
     #expect(said.status == 64 && said.errors.contains("--only names no check"), "\(said.output.prefix(100)) \(said.errors)")
@@ -100,8 +100,8 @@ import Testing
     }
   }
 
-  /// It made requests that no driver of that device may make, and said that the device broke IN_ORDER.
-  @Test("a device that allows small requests only is not accused of refusing large ones") func smallLimits() throws {
+  /// The tool once made requests that a driver of that device must not make, and reported that the device broke IN_ORDER.
+  @Test("a device that allows only small requests is not reported for refusing large ones") func smallLimits() throws {
     let serve =
       "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --features default,in_order,secure_erase "
       + "--config seg_max=2,size_max=4096,max_discard_sectors=64,max_write_zeroes_sectors=64,max_discard_seg=1"
@@ -110,15 +110,15 @@ import Testing
     #expect(said.output.contains("bytes are more than a request can have: seg_max is 2, size_max 4096"), "\(said.output)")
   }
 
-  /// The answer to a chain as long as the ring was taken for the next request's, which has the same head where there is one queue.
-  @Test("a device with one queue is not accused of no status after the longest chain") func oneQueue() throws {
+  /// With one queue the next request has the same head, and the answer to the longest chain was once taken for its answer.
+  @Test("a device with one queue is not reported for a missing status after the longest chain") func oneQueue() throws {
     let serve = "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --num-queues 1"
     let said = try Program(["conform", "--exec", serve, "--only", "split.frame,packed.sg", "--all"]).finish()
     #expect(said.status == 0 && !said.output.contains(" broken "), "\(said.output)\(said.errors.suffix(500))")
     #expect(said.output.contains("served: status 0 [longest-chain]"), "\(said.output)")
   }
 
-  /// Requests that are cut into more pieces found no room in rings that were made for few, and the tool ended on its own mistake.
+  /// Requests cut into more pieces once did not fit into rings made for few, and the tool failed on its own mistake.
   @Test("a device whose limits make chains long is checked to the end") func longChains() throws {
     let serve =
       "exec '\(Program.path.path)' serve --socket-path {socket} --blk-file {disk} --logical-block-size 4k --config size_max=8k"

@@ -1,7 +1,7 @@
-/// One deliberate fault each, for a model of a device that has none.
+/// Deliberate faults, of which a model of a correct device gets one.
 
 enum Fault: String, CaseIterable, Sendable {
-  // Life.
+  // Life cycle.
   case statusSurvivesReset, statusForgetsBit, servesBeforeDriverOK, callsBeforeDriverOK, hidesFailure, failsWithoutNotice
   case staysBroken, callsAfterReset, servesAfterReset, diesAfterSomeLives, diesOfNeedsReset, failedIsForever, diesWithDriver
   // Features and configuration.
@@ -28,7 +28,7 @@ enum Fault: String, CaseIterable, Sendable {
   case discardsTooMuch, anyPayload, rangesAreNotChecked, oddLengthsOK, emptyRequestsHang, endsAreNotChecked, directionIsIgnored
   case sectorIsReadAgain, identityHangs, oldTypesWrite, statusIsAlone, diesOfEmptyDescriptors, diesOfRingWrites
   case writesNextToRings
-  // What is rare.
+  // Rare cases.
   case diesOfReservedStatus, diesOfSharedRings, diesOfOddTables, diesOfMarksInside, diesOfSameID, flushWrites
   // Zones.
   case zonesCanBeDeclined, zonedPadding, zonesHaveNoLimit, activeIsOpen, nothingIsClosed, commandsInside, appendsAnyway

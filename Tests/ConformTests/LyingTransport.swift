@@ -1,4 +1,4 @@
-/// A transport to our own device through which a mutant is seen: it may hide features, or die.
+/// A transport to this project's device that applies a mutant: it may hide features, or die.
 import VirtioCore
 
 @testable import GuestDriver
@@ -26,7 +26,7 @@ final class LyingTransport: DriverTransport {
   var hasFixedQueueSize: Bool { inner.hasFixedQueueSize }
   var connectionDescriptor: Int32? { inner.connectionDescriptor }
   var notifyRegister: NotifyRegister? {
-    // What is at the front of every interface says who the device is, and takes no writes.
+    // The front of every register interface identifies the device, and ignores writes.
     mutant.losesData ? NotifyRegister(inner.file, RegisterTurn(), offset: 0, stride: 0) : inner.notifyRegister
   }
 

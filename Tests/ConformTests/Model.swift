@@ -1,11 +1,11 @@
-/// A device as the specification has it, slow and obvious, that does something only when it is told to: a third opinion, and with a
-/// fault planted what a check has to find out.
+/// A device as the specification describes it, slow and simple, which acts only when it is stepped. It is a third
+/// implementation, and with a planted fault it is what a check has to detect.
 import GuestDriver
 import VirtioCore
 
 @testable import Conform
 
-/// What a driver sees of the model's registers, which are not modelled themselves.
+/// What a driver sees of the model's registers, which themselves are not modelled.
 enum ModelFace: Sendable, CaseIterable {
   case modern, transitional, mmioLegacy, pciLegacy
 
@@ -24,7 +24,7 @@ enum ModelFace: Sendable, CaseIterable {
 /// How a device may answer a driver that declined ACCESS_PLATFORM or ORDER_PLATFORM.
 enum Insistence: CaseIterable, Sendable { case refusesFeatures, refusesDriverOK, needsReset, saysNothing, failsRequests }
 
-/// What outlives a driver.
+/// State that outlives a driver.
 final class ModelDevice {
   static let block = 1024
   static let queueCount = 2
@@ -40,20 +40,20 @@ final class ModelDevice {
   var changes = 0
   var writeback: UInt8 = 1
   var firstByte: UInt8?
-  // What only faults need.
+  // Used by faults only.
   var isDead = false
   var lives = 0
   var reads = 0
   var negotiations = 0
   var wasLive = false
-  /// What a driver before has declined.
+  /// Features that an earlier driver has declined.
   var wasDeclined = FeatureSet()
-  /// A feature without which it does not work for a driver, and what becomes of that: a device has this right (virtio 6.2).
+  /// A feature that a driver has to accept, and the device's answer if it does not: devices may do that (virtio 6.2).
   var insistence: (on: FeatureSet, by: Insistence)?
-  /// Of a zoned disk.
+  /// The zones of a zoned disk.
   var zones: ModelZones?
 
-  /// - Parameter withAppends: with zones that are written in sequence, and whether there are appends; `nil`: without zones.
+  /// - Parameter withAppends: a disk with sequential-write zones, and whether it supports appends; `nil`: without zones.
   init(
     _ fault: Fault?, _ face: ModelFace = .modern, isReadOnly: Bool = false, hasLifetime: Bool = true,
     hasFlush: Bool = true, withAppends: Bool? = nil
@@ -146,7 +146,7 @@ final class ModelDevice {
   }
 }
 
-/// A device with a fault, for the frame.
+/// A device with a fault, as the runner sees it.
 final class ModelSubject: Subject {
   let name: String
   var bus: Bus { device.face.bus }
@@ -167,7 +167,7 @@ final class ModelSubject: Subject {
     device.fault == .diesOfOddAccesses ? BrittlePort(device: device) : nil
   }
 
-  /// Registers without any meaning, which take no access of a width that none of them has.
+  /// Meaningless registers, which do not survive an access of a width that none of them has.
   private struct BrittlePort: RegisterPort {
     let device: ModelDevice
     func read(_ offset: UInt32, _ width: Int) -> UInt64 {
@@ -178,7 +178,7 @@ final class ModelSubject: Subject {
   }
 }
 
-/// A driver's way to it, and all that lives only as long as that driver.
+/// A driver's transport to it, and all state that lives only as long as that driver.
 final class ModelTransport: SteppedTransport {
   let name = "model"
   let memory: DriverMemory
@@ -187,11 +187,11 @@ final class ModelTransport: SteppedTransport {
   private(set) var accepted = FeatureSet()
   private var current = DeviceStatus()
   var queues: [ModelQueue] = []
-  /// Of a reset that forgot something.
+  /// Queues that a faulty reset forgot.
   private var leftOver: [ModelQueue] = []
   private var seenChanges: Int
   private var isFailed = false
-  /// What a suspended device shows of its configuration.
+  /// The frozen configuration of a suspended device.
   private var still: (space: [UInt8], generation: UInt32)?
 
   init(_ device: ModelDevice) throws {
@@ -278,7 +278,7 @@ final class ModelTransport: SteppedTransport {
     if isLive { for queue in queues { queue.isKicked = true } }
   }
 
-  /// SUSPEND and back. - Returns: that this was what the write is about.
+  /// SUSPEND and resume. - Returns: whether the write was about that.
   private func suspends(_ status: DeviceStatus) -> Bool {
     if still != nil {
       if status.contains(.driverOK), fault != .neverResumes {
@@ -295,7 +295,7 @@ final class ModelTransport: SteppedTransport {
     return true
   }
 
-  /// Whether this driver declined what the device insists on, and gets this for it.
+  /// Whether this driver declined the required feature, and the device answers like this.
   func isDeclined(_ answer: Insistence) -> Bool {
     guard let (feature, by) = device.insistence else { return false }
     return by == answer && !accepted.contains(feature)

@@ -1,11 +1,11 @@
-/// The model's rings: both formats, one chain after the other.
+/// The model's rings: both formats, one chain at a time.
 import GuestDriver
 import VirtioCore
 
 @testable import Conform
 
 final class ModelQueue {
-  /// A piece of a chain that lies in memory.
+  /// A piece of a chain in memory.
   struct Piece {
     var address: UInt64
     var length: Int
@@ -26,7 +26,7 @@ final class ModelQueue {
   let call: OwnedDescriptor
   var isKicked = false
   var isReset = false
-  /// The device is about to say that it is suspended.
+  /// The device is being suspended.
   var isDraining = false
   private var configuration: QueueConfiguration
   // Split: free-running indices. Packed: slot and wrap counter.
@@ -68,7 +68,7 @@ final class ModelQueue {
   private func word(_ place: UInt64) -> UInt16 { memory.load(UInt16.self, at: GuestAddress(place)) }
   private func setWord(_ place: UInt64, _ value: UInt16) { memory.store(value, at: GuestAddress(place)) }
 
-  /// Whether it is a ring at all.
+  /// Whether the ring is valid at all.
   private var isSound: Bool {
     guard size > 0, isPacked ? size <= 32768 : size & (size - 1) == 0 else { return false }
     let sizes = isPacked ? (16 * Int(size), 4, 4) : (16 * Int(size), 6 + 2 * Int(size), 6 + 8 * Int(size))

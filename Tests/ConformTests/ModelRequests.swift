@@ -1,4 +1,4 @@
-/// What the model does with a request (virtio 5.2.6).
+/// How the model executes a request (virtio 5.2.6).
 import VirtioCore
 
 @testable import Conform
@@ -9,7 +9,7 @@ extension ModelDevice {
   }
 
   /// - Parameters:
-  ///   - input: all that is readable, header first.
+  ///   - input: the whole readable part, header first.
   ///   - room: writable bytes before the status.
   /// - Returns: the status, and the bytes for the front of the writable part.
   func perform(_ input: [UInt8], room: Int, queue: Int) -> (UInt8, [UInt8]) {
@@ -24,7 +24,7 @@ extension ModelDevice {
       guard payload.isEmpty || fault == .directionIsIgnored else { return (1, []) }
       guard isWhole(room) else { return (fault == .oddLengthsOK ? 0 : 1, []) }
       reads += 1
-      // What stands in the header by then is up to the driver; here it is another block.
+      // The driver may have changed the header by then; here it names another block.
       if fault == .sectorIsReadAgain, reads % 50 == 0 { sector = sectors - UInt64(room / 512) }
       guard let place = range(sector, room) else {
         return fault == .endsAreNotChecked ? (0, [UInt8](repeating: 0, count: room)) : (1, [])
@@ -52,7 +52,7 @@ extension ModelDevice {
       disk.replaceSubrange(0..<payload.count, with: payload)
       return (0, [])
     case 4 where hasFlush: return (fault == .flushFails ? 1 : 0, [])
-    // FLUSH_OUT of old.
+    // The legacy FLUSH_OUT.
     case 5 where face.isLegacy && hasFlush && fault != .flushOutIsUnknown && fault != .oldTypesWrite: return (0, [])
     case 8:
       let text = Array("model".utf8)
@@ -68,7 +68,7 @@ extension ModelDevice {
     }
   }
 
-  /// - Returns: `nil`: as on any disk.
+  /// - Returns: `nil` if the request is handled as on any disk.
   private func performZoned(_ type: UInt32, _ sector: UInt64, _ payload: [UInt8], room: Int) -> (UInt8, [UInt8])? {
     switch type {
     case 0:
@@ -90,7 +90,7 @@ extension ModelDevice {
       return (0, [UInt8](repeating: 0, count: room - 8) + (0..<8).map { UInt8(truncatingIfNeeded: told >> UInt64(8 * $0)) })
     case 16: return zones?.report(sector, room)
     case 18, 20, 22, 24, 26: return (zones?.command(type, sector) ?? 1, [])
-    // One range, which is a write.
+    // A single range, which counts as a write.
     case 13: return (1, [])
     default: return nil
     }

@@ -1,8 +1,8 @@
-/// How the model's queues come to rest when their device is suspended (virtio 3.4), rightly or with a fault.
+/// How the model's queues drain when their device is suspended (virtio 3.4), correctly or with a fault.
 import VirtioCore
 
 extension ModelQueue {
-  /// Finishes what it has begun, three requests here, and begins nothing else.
+  /// Finishes what it has begun, here three requests, and begins no others.
   func drain() {
     isKicked = EventCounter.drain(kick.rawValue) > 0 || isKicked
     guard isKicked, !isReset, !transport.device.isDead else { return }
@@ -13,7 +13,7 @@ extension ModelQueue {
     isDraining = true
     work()
     isDraining = false
-    // It has not looked at all that is there.
+    // There may be more chains that it has not looked at.
     isKicked = true
   }
 

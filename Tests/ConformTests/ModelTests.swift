@@ -1,4 +1,4 @@
-/// Each check is able to fail: the sound model passes it, and a model with one fault does not.
+/// Each check is able to fail: the correct model passes it, and a model with one fault does not.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -17,18 +17,18 @@ import VirtioCore
 
   static func findings(_ check: Check, _ kind: Kind, _ face: ModelFace, _ fault: Fault?) throws -> [Finding] {
     var settings = Settings()
-    // What has no fault is given time; what a fault keeps silent need not be waited for.
+    // Without a fault the limit is generous; an answer that a fault suppresses need not be waited for.
     settings.limit = fault == nil ? .seconds(110) : .seconds(1)
     let runner = Runner(settings: settings)
     let facts = try runner.facts(subject(kind, face, fault))
     return check.formats(facts).map { runner.make(check, $0, Self.subject(kind, face, fault), facts) }
   }
 
-  @Test("a device without fault is found to have none", arguments: Kind.allCases, ModelFace.allCases)
+  @Test("a device without a fault passes every check", arguments: Kind.allCases, ModelFace.allCases)
   func sound(_ kind: Kind, _ face: ModelFace) throws {
     // There are no zones for legacy drivers.
     guard !face.isLegacy || kind != .zoned && kind != .noAppends else { return }
-    // It ought to have FLUSH, and is otherwise as good without it.
+    // It should have FLUSH, and passes all other checks without it.
     for check in Check.all where kind != .noFlush || check.name != "flush-is-offered" {
       for finding in try Self.findings(check, kind, face, nil) {
         #expect(!finding.outcome.isFailure, "\(check.name), \(finding.ring): \(finding.outcome) \(finding.seen)")
@@ -43,9 +43,9 @@ import VirtioCore
     #expect(findings.contains { $0.outcome.isFailure }, "\(findings.map { "\($0.ring): \($0.outcome) \($0.seen)" })")
   }
 
-  /// A report that names the clause that is broken, and no other, is what its reader needs.
+  /// A report has to name the clause that is broken, and no other.
   @Test(
-    "a fault of suspension is found by the check of its clause, with both kinds of ring, and by no other that is about the drain",
+    "a fault of suspension is found by the check of its clause, in both ring formats, and by no other check of draining",
     arguments: [
       (Fault.suspendsInFlight, "suspend.11"), (.suspendsHalfway, "suspend.11"), (.usesSuspended, "suspend.11"),
       (.drainsOneQueue, "suspend.11"), (.drainsUncalled, "suspend.12"), (.drainsCalledOnce, "suspend.12"),
@@ -56,7 +56,7 @@ import VirtioCore
       let findings = try Self.findings(check, .plain, .modern, fault)
       #expect(findings.map(\.ring) == ["split", "packed"])
       for finding in findings {
-        // Of a device that uses nothing before it is suspended there are no calls to look at.
+        // A device that uses no element before it is suspended has no calls to check.
         #expect(
           check.clauses.contains(clause) ? finding.outcome == .broken : !finding.outcome.isFailure,
           "\(check.name), \(finding.ring): \(finding.outcome) \(finding.seen)")
@@ -64,7 +64,7 @@ import VirtioCore
     }
   }
 
-  /// If nothing is ever in flight when it is suspended, nothing can be learnt.
+  /// If nothing were ever in flight at the suspension, the checks would prove nothing.
   @Test("the model has something in flight when it is suspended") func drains() throws {
     for (name, words) in [
       ("suspension-drains", "48 of 96 requests were used before the device was suspended"),
@@ -78,7 +78,7 @@ import VirtioCore
   }
 
   @Test(
-    "a device that does not work without a platform feature uses a right",
+    "a device may refuse to work without a platform feature",
     arguments: [("access-platform-declined", FeatureSet.accessPlatform), ("order-platform-declined", .orderPlatform)],
     Insistence.allCases)
   func insists(_ case: (check: String, feature: FeatureSet), _ answer: Insistence) throws {
@@ -91,7 +91,7 @@ import VirtioCore
     #expect(!finding.seen.contains(": served"), "\(finding.seen)")
   }
 
-  /// With a fault until it is started again.
+  /// Has a fault until it is restarted.
   private final class UnsteadySubject: Subject {
     let name = "unsteady"
     let bus = Bus.mmio
@@ -100,7 +100,7 @@ import VirtioCore
     func renew() { device = ModelDevice(nil) }
   }
 
-  @Test("what fails once, and not alone, does not count, and is said") func unsteady() throws {
+  @Test("a failure that does not recur when the check runs alone does not count, and is reported") func unsteady() throws {
     let report = try Runner(only: ["read-and-write"]).run(UnsteadySubject())
     #expect(report.conforms && report.findings.map(\.outcome) == [.kept, .kept])
     #expect(report.findings.map(\.failedBefore) == [true, false])
@@ -108,7 +108,7 @@ import VirtioCore
     #expect(report.summary.hasSuffix("no MUST is broken; 1 failed at first, and not when run alone"), "\(report.summary)")
   }
 
-  @Test("every check catches a fault, or says why there is none for it")
+  @Test("every check catches a fault, or has a reason why there is none")
   func everyCheck() {
     let caught = Set(Mutants.caught.map(\.check) + RegisterMutants.all.map(\.check) + WireMutants.all.map(\.check))
     for check in Check.all where !caught.contains(check.name) {

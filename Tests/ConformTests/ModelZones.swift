@@ -1,4 +1,4 @@
-/// The model's zones (virtio 5.2.6): each is a few numbers, and every rule is looked up from the top.
+/// The model's zones (virtio 5.2.6): each is a few numbers, and every rule is evaluated from scratch.
 @testable import Conform
 
 struct ModelZones {
@@ -10,7 +10,7 @@ struct ModelZones {
   static let mostActive = 4
 
   struct Zone: Equatable {
-    /// As reports have it.
+    /// As in zone reports.
     var state: UInt8
     var pointer: UInt64 = 0
   }
@@ -46,7 +46,7 @@ struct ModelZones {
     return sector % Self.size == 0 ? Int(sector / Self.size) : nil
   }
 
-  /// - Returns: a status, or where the data goes.
+  /// - Returns: a status, or the sector where the data goes.
   mutating func write(_ sector: UInt64, _ count: UInt64, isAppend: Bool) -> (UInt8, UInt64) {
     guard count > 0 else { return (isAppend ? 3 : 0, sector) }
     let zone = Int(sector / Self.size)

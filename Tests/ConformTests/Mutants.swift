@@ -19,7 +19,7 @@ struct Mutant: Sendable, CustomTestStringConvertible {
 
 enum Mutants {
   static let caught: [Mutant] = [
-    // Life.
+    // Life cycle.
     Mutant("status-after-reset", .statusSurvivesReset), Mutant("status-is-kept", .statusForgetsBit),
     Mutant("nothing-before-driver-ok", .servesBeforeDriverOK), Mutant("no-call-before-driver-ok", .callsBeforeDriverOK),
     Mutant("needs-reset", .hidesFailure), Mutant("needs-reset-is-told", .failsWithoutNotice),
@@ -113,7 +113,7 @@ enum Mutants {
     Mutant("nothing-to-read", .emptyRequestsHang), Mutant("beyond-the-end", .endsAreNotChecked),
     Mutant("wrong-direction", .directionIsIgnored), Mutant("identity-of-other-sizes", .identityHangs),
     Mutant("old-types", .oldTypesWrite), Mutant("shared-status", .statusIsAlone),
-    // What no driver may send.
+    // Violations by the driver.
     Mutant("index-far-ahead", .staysBroken), Mutant("index-backwards", .staysBroken), Mutant("head-out-of-range", .staysBroken),
     Mutant("next-out-of-range", .staysBroken), Mutant("loop", .staysBroken), Mutant("same-head-twice", .staysBroken),
     Mutant("empty-descriptor", .diesOfEmptyDescriptors), Mutant("only-empty-descriptors", .staysBroken),
@@ -127,7 +127,7 @@ enum Mutants {
     Mutant("changing-header", .sectorIsReadAgain),
     Mutant("buffer-in-the-ring", .diesOfRingWrites), Mutant("dies-in-flight", .diesWithDriver),
     Mutant("resets-in-flight", .servesAfterReset), Mutant("garbage-rings", .staysBroken),
-    // What is rare.
+    // Rare cases.
     Mutant("odd-status-steps", .statusSurvivesReset), Mutant("odd-status-steps", .diesOfReservedStatus),
     Mutant("reset-queue-in-flight", .servesResetQueue), Mutant("rings-share-a-place", .diesOfSharedRings),
     Mutant("table-anywhere", .diesOfOddTables), Mutant("marks-inside-a-list", .diesOfMarksInside),
@@ -135,6 +135,6 @@ enum Mutants {
     Mutant("flush-with-data", .flushWrites),
   ]
 
-  /// Checks that were not seen to fail, and why. It may only become shorter.
+  /// Checks that were not seen to fail, with the reason. This list may only become shorter.
   static let none: [String: String] = [:]
 }

@@ -1,11 +1,11 @@
-/// The legacy interfaces have mutants of their own: a check that is right about a modern device need not be about these.
+/// The legacy interfaces have their own mutants: a check that works for modern devices may not work for them.
 import Testing
 import VirtioRegisters
 
 @testable import Conform
 
 @Suite struct OldInterfaceTests {
-  /// One of our own devices, and the model that a driver sees in the same way.
+  /// One of this project's devices, and the model with the same interface.
   struct Pair: Sendable, CustomTestStringConvertible {
     var setup: OwnSetup
     var face: ModelFace
@@ -18,7 +18,7 @@ import VirtioRegisters
     Pair(setup: OwnSetup(.pciTransitional), face: .transitional),
   ]
 
-  /// By a fault of the model, or by registers that lie.
+  /// Whether the check catches a fault of the model, or registers that lie.
   private static func isShown(_ check: Check, _ pair: Pair) throws -> Bool {
     let hasRegisters = RegisterMutants.all.contains {
       $0.check == check.name && $0.interface == pair.setup.interface && $0.prefersLegacy == pair.setup.prefersLegacy
@@ -30,7 +30,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("every check that applies to an old interface catches a fault of one", arguments: pairs)
+  @Test("every check that applies to a legacy interface catches a fault of one", arguments: pairs)
   func everyCheck(_ pair: Pair) throws {
     let own = try OwnSubject(pair.setup)
     let runner = Runner()
@@ -47,7 +47,7 @@ import VirtioRegisters
           "\(check.name), \(finding.ring), applies here (\(finding.outcome)) and was not seen to fail")
       }
     }
-    // Most of what a driver can see has nothing to do with registers.
+    // Most checks do not depend on registers.
     #expect(shown > 100, "only \(shown)")
   }
 }

@@ -1,4 +1,4 @@
-/// Registers that are wrong in one place: our own behind a window that lies.
+/// Registers that are wrong in one place: this project's own, behind a layer that falsifies them.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -6,7 +6,7 @@ import VirtioRegisters
 
 @testable import Conform
 
-/// A register that reads otherwise than it is, or takes no writes, or a device that an access ends.
+/// A register that reads wrong or ignores writes, or a device that does not survive an access.
 struct RegisterMutant: Sendable, CustomTestStringConvertible {
   enum Access: Sendable {
     case read
@@ -16,22 +16,22 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
   var check: String
   var interface: RegisterInterface
   var prefersLegacy = false
-  /// What a read gives; `nil`: what there is.
+  /// The result of a read; `nil`: unchanged.
   var read: @Sendable (_ offset: UInt32, _ width: Int, _ found: UInt64) -> UInt64 = { $2 }
   /// Whether a write arrives.
   var takes: @Sendable (_ offset: UInt32, _ value: UInt64) -> Bool = { _, _ in true }
   /// Whether the device does not survive an access.
   var isDeadly: @Sendable (_ offset: UInt32, _ width: Int, _ access: Access) -> Bool = { _, _, _ in false }
-  /// What the device does not offer.
+  /// Features that the device does not offer.
   var hides = FeatureSet()
   /// Whether kicks with data are lost.
   var losesData = false
-  /// Whether what shows it is that an answer does not come. Otherwise something wrong is seen.
+  /// Whether the fault shows as a missing answer. Otherwise a wrong one is seen.
   var hangs = false
 
   var testDescription: String { "\(check), \(interface.name)\(prefersLegacy ? " by its legacy interface" : "")" }
 
-  /// The same device, behind the same window, without a fault. What it does not offer decides whether a check applies.
+  /// The same device behind the same layer, without the fault. The features it does not offer decide whether a check applies.
   var control: RegisterMutant {
     RegisterMutant(check: check, interface: interface, prefersLegacy: prefersLegacy, hides: hides)
   }
@@ -45,7 +45,7 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
   }
 }
 
-/// The window.
+/// The falsifying layer.
 struct LyingPort: RegisterPort {
   let port: any RegisterPort
   let transport: LyingTransport
@@ -62,7 +62,7 @@ struct LyingPort: RegisterPort {
 }
 
 final class LyingSubject: Subject {
-  let name = "ours, behind a window that lies"
+  let name = "own device, behind falsified registers"
   var bus: Bus { inner.bus }
   private let inner: OwnSubject
   private let mutant: RegisterMutant
@@ -86,7 +86,7 @@ final class LyingSubject: Subject {
 }
 
 enum RegisterMutants {
-  /// Of our own layout of a function: where the common configuration is (BAR 4), and the legacy block (BAR 0).
+  /// Offsets in this project's function: the common configuration (BAR 4), and the legacy block (BAR 0).
   private static let common: UInt32 = 5 << 28
   private static let legacy: UInt32 = 1 << 28
 
@@ -95,14 +95,14 @@ enum RegisterMutants {
     + legacyFunction(.pciLegacy) + legacyFunction(.pciTransitional) + legacyFunction(.pciTransitional, prefersLegacy: true)
     + RegisterInterface.allCases.map { oddAccess($0) } + [oddAccess(.pciTransitional, prefersLegacy: true)]
 
-  /// One that no access of eight bytes may meet: no register is that wide.
+  /// A device that does not survive an access of eight bytes: no register is that wide.
   private static func oddAccess(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> RegisterMutant {
     RegisterMutant(
       check: "odd-accesses", interface: interface, prefersLegacy: prefersLegacy, isDeadly: { _, width, _ in width == 8 },
       hangs: true)
   }
 
-  /// What a legacy driver looks at.
+  /// Registers that a legacy driver uses.
   private static func legacyFunction(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> [RegisterMutant] {
     func reads(_ check: String, _ place: UInt32, as value: UInt64) -> RegisterMutant {
       .reads(check, interface, place, as: value, prefersLegacy: prefersLegacy)
@@ -113,13 +113,13 @@ enum RegisterMutants {
     ] + (prefersLegacy || interface == .pciLegacy ? anyFunction(interface, prefersLegacy: prefersLegacy) : [])
   }
 
-  /// What every driver looks at.
+  /// Registers that every driver uses.
   private static func anyFunction(_ interface: RegisterInterface, prefersLegacy: Bool = false) -> [RegisterMutant] {
     [
       .reads("vendor", interface, 0, as: 0x1af5, prefersLegacy: prefersLegacy),
       RegisterMutant(
         check: "vector-count", interface: interface, prefersLegacy: prefersLegacy,
-        // The table's size, wherever its capability is: its ID is what the list says first.
+        // The table's size, wherever its capability is: the list shows the capability's ID first.
         read: { offset, width, found in width == 2 && offset >= 0x40 && offset < 0x100 && found & 0x7fff < 16 ? 0 : found }),
     ]
   }
@@ -159,7 +159,7 @@ enum RegisterMutants {
 
   private static func pci(_ interface: RegisterInterface) -> [RegisterMutant] {
     anyFunction(interface) + [
-      // Without a list of capabilities none of them is there.
+      // Without a capability list there are no capabilities.
       .reads("common-structure", interface, 6, as: 0), .reads("notify-structure", interface, 6, as: 0),
       .reads("isr-structure", interface, 6, as: 0), .reads("device-structure", interface, 6, as: 0),
       .reads("window-structure", interface, 6, as: 0),
@@ -185,7 +185,7 @@ enum RegisterMutants {
       RegisterMutant(check: "notification-data", interface: interface, losesData: true, hangs: true),
       interrupts("unmapped-is-silent", interface, field: 0x1a),
       interrupts("unmapped-configuration-is-silent", interface, field: 0x10),
-      // There is no such BAR.
+      // This BAR does not exist.
       RegisterMutant(
         check: "window-nowhere", interface: interface,
         isDeadly: { offset, width, access in
@@ -197,12 +197,12 @@ enum RegisterMutants {
     ]
   }
 
-  /// A field of the first virtio capability of a type, which our own function has in the order of the types.
+  /// A field of the first virtio capability of a type; this project's function has them in the order of their types.
   private static func capability(
     _ interface: RegisterInterface, _ check: String, of type: UInt32, at field: UInt32, as value: UInt64,
     hides: FeatureSet = []
   ) -> RegisterMutant {
-    // Where it is, is asked of the function itself.
+    // Its offset is learned from the function itself.
     let seen = CapabilityPlace(type: type)
     return RegisterMutant(
       check: check, interface: interface,
@@ -213,7 +213,7 @@ enum RegisterMutants {
   }
 }
 
-/// Learns from what a check reads where a capability of a type is.
+/// Learns from a check's reads at which offset a capability of a type is.
 private final class CapabilityPlace: @unchecked Sendable {
   // One thread reads registers.
   private let type: UInt32
@@ -229,18 +229,18 @@ private final class CapabilityPlace: @unchecked Sendable {
 }
 
 @Suite struct RegisterMutantTests {
-  @Test("a register that lies is found out", arguments: RegisterMutants.all)
+  @Test("a falsified register is detected", arguments: RegisterMutants.all)
   func lies(_ mutant: RegisterMutant) throws {
     var settings = Settings()
     settings.limit = mutant.hangs ? .milliseconds(300) : .seconds(2)
-    // The device sleeps by then, and finds nothing without a kick.
+    // The device is asleep by then, and does not see chains without a kick.
     settings.settle = .milliseconds(mutant.hangs ? 20 : 1)
     let finding = try Self.finding(mutant, settings)
     #expect(finding.outcome == (mutant.hangs ? .wedged : .broken), "\(finding.outcome): \(finding.seen)")
   }
 
-  /// If what shows the mutants broke something of its own, or a check failed by itself, every mutant would count as found.
-  @Test("without a fault the same check passes behind the same window", arguments: RegisterMutants.all.map(\.control))
+  /// If the layer itself broke something, or a check failed anyway, every mutant would count as detected.
+  @Test("without a fault the same check passes behind the same layer", arguments: RegisterMutants.all.map(\.control))
   func tellsTheTruth(_ control: RegisterMutant) throws {
     let finding = try Self.finding(control, Settings())
     #expect(finding.outcome == .kept || finding.outcome == .rejected, "\(finding.outcome): \(finding.seen)")
@@ -249,7 +249,7 @@ private final class CapabilityPlace: @unchecked Sendable {
   private static func finding(_ mutant: RegisterMutant, _ settings: Settings) throws -> Finding {
     let check = try #require(Check.all.first { $0.name == mutant.check })
     let subject = try LyingSubject(mutant)
-    // What the device says of itself may take as long as it likes.
+    // Identifying the device may take as long as needed.
     let facts = try Runner(settings: Settings()).facts(subject)
     return Runner(settings: settings).make(check, .split, subject, facts)
   }

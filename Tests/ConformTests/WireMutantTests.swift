@@ -1,4 +1,4 @@
-/// Each check of vhost-user finds out somebody who breaks the protocol in one place.
+/// Each check of vhost-user detects a back-end that breaks the protocol in one place.
 import CLinux
 import Foundation
 import GuestDriver
@@ -10,7 +10,7 @@ import VirtioCore
 @testable import Sockets
 @testable import VhostUser
 
-/// Sits between a front-end and a back-end, and passes on what its mutant lets it.
+/// Sits between a front-end and a back-end, and forwards messages as its mutant prescribes.
 final class Meddler: Sendable {
   let path: String
   private let listener: OwnedDescriptor
@@ -30,7 +30,7 @@ final class Meddler: Sendable {
         guard let other = try? UnixSocket.connect(to: backend) else { break }
         Self.pass(front, other, mutant, &memory, stop.rawValue)
       }
-      // A front-end that waits to be let in learns that nobody is there any more.
+      // A front-end that waits to be accepted sees that the server is gone.
       shutdown(listener.rawValue, Int32(SHUT_RDWR))
       ended.signal()
     }
@@ -42,7 +42,7 @@ final class Meddler: Sendable {
     unsafe unlink(path)
   }
 
-  /// - Returns: the first that is readable; `nil` when it is to stop.
+  /// - Returns: the first readable descriptor; `nil` when it is to stop.
   private static func isReadable(_ descriptors: [Int32], or stop: Int32) -> Int? {
     var entries = (descriptors + [stop]).map { pollfd(fd: $0, events: Int16(POLLIN), revents: 0) }
     guard unsafe poll(&entries, nfds_t(entries.count), -1) > 0, entries[descriptors.count].revents == 0 else { return nil }
@@ -93,7 +93,7 @@ final class Meddler: Sendable {
 }
 
 @Suite struct WireMutantTests {
-  @Test("a back-end that breaks the protocol is found out", arguments: WireMutants.all.map(\.check))
+  @Test("a back-end that breaks the protocol is detected", arguments: WireMutants.all.map(\.check))
   func found(_ name: String) throws {
     let mutant = try #require(WireMutants.all.first { $0.check == name })
     var settings = Settings()
@@ -104,8 +104,8 @@ final class Meddler: Sendable {
       findings.contains { $0.outcome == .broken || $0.outcome == .wedged }, "\(findings.map { "\($0.outcome): \($0.seen)" })")
   }
 
-  /// If whoever sits in between broke something, every mutant would count as found.
-  @Test("without a fault the same check passes through the same hands", arguments: WireMutants.all.map(\.check))
+  /// If the relay itself broke something, every mutant would count as detected.
+  @Test("without a fault the same check passes through the same relay", arguments: WireMutants.all.map(\.check))
   func passes(_ name: String) throws {
     let findings = try Self.findings(WireMutant(check: name), Settings())
     #expect(

@@ -1,30 +1,30 @@
-/// Back-ends that break the protocol in one place: our own behind somebody who changes what goes over the wire.
+/// Back-ends that break the protocol in one place: this project's own, behind a relay that changes messages.
 import VhostUser
 import VirtioCore
 
-/// What the one in between does. It lives as long as its back-end; one connection at a time.
+/// What the relay does. It lives as long as its back-end, with one connection at a time.
 struct WireMutant: Sendable {
-  /// What it remembers.
+  /// The relay's memory.
   struct Memory {
     var connections = 0
-    /// How often each request came on this connection, this one included.
+    /// How often each request was seen on this connection, including this time.
     var seen: [FrontendRequest: Int] = [:]
     var isDead = false
   }
 
   var check: String
-  /// What arrives of a request; `nil`: nothing, and it is acknowledged if need be.
+  /// The request that is forwarded; `nil`: none, and it is acknowledged if needed.
   var request: @Sendable (Message, inout Memory) -> Message? = { message, _ in message }
-  /// What comes back.
+  /// The replies that are sent back.
   var reply: @Sendable (Message, inout Memory) -> [Message] = { message, _ in [message] }
-  /// What is no message ends it.
+  /// Whether an invalid message ends it.
   var diesOfGarbage = false
 }
 
 extension WireMutant {
   private static func kind(_ message: Message) -> FrontendRequest? { FrontendRequest(rawValue: message.request) }
 
-  /// Replies to one request are others.
+  /// Changes the replies to one request.
   static func answers(
     _ check: String, _ request: FrontendRequest, _ change: @escaping @Sendable (inout Message) -> Void
   ) -> WireMutant {
@@ -37,14 +37,14 @@ extension WireMutant {
       })
   }
 
-  /// Requests of one kind are others when they arrive, or do not.
+  /// Changes or drops requests of one kind.
   static func alters(
     _ check: String, _ request: FrontendRequest, _ change: @escaping @Sendable (Message, Memory) -> Message?
   ) -> WireMutant {
     WireMutant(check: check, request: { message, memory in kind(message) == request ? change(message, memory) : message })
   }
 
-  /// It ends when a request of one kind comes, and never comes again.
+  /// Ends when a request of one kind arrives, and never comes back.
   static func dies(
     _ check: String, of request: FrontendRequest, _ isSo: @escaping @Sendable (Message, Memory) -> Bool = { _, _ in true }
   ) -> WireMutant {
@@ -142,7 +142,7 @@ enum WireMutants {
       }),
     .dies("a-channel", of: .setBackendRequestDescriptor) { _, memory in memory.seen[.setBackendRequestDescriptor] == 2 },
     .alters("across-regions", .addMemoryRegion) { message, _ in
-      // The second region lies where the first one does.
+      // The second region has the first one's address.
       var copy = message
       if message.payload[8..<16].elementsEqual(WireMutant.number(2 << 20)) {
         copy.payload.replaceSubrange(32..<40, with: WireMutant.number(0))
@@ -152,7 +152,7 @@ enum WireMutants {
   ]
 
   private static let translations: [WireMutant] = [
-    // One translation is taken for all that is near.
+    // One translation is extended to its whole neighbourhood.
     .alters("untranslated-waits", .iotlb) { message, _ in
       guard let said = TranslationMessage(decoding: message.payload), said.type == TranslationMessage.Kind.update.rawValue
       else { return message }
@@ -164,7 +164,7 @@ enum WireMutants {
       copy.payload = wide.bytes
       return copy
     },
-    // It is said that nothing is used any more, and that is not so.
+    // The invalidation is acknowledged although the translation is still used.
     .alters("taken-back-is-left-alone", .iotlb) { message, _ in
       TranslationMessage(decoding: message.payload)?.type == TranslationMessage.Kind.invalidate.rawValue ? nil : message
     },

@@ -1,4 +1,4 @@
-/// Lines and descriptors over a control socket: in pieces, too long, too many, and by the wrong people.
+/// Lines and descriptors over a control socket: in pieces, too long, too many, and from the wrong users.
 import CLinux
 import Foundation
 import Glibc
@@ -20,10 +20,10 @@ import VirtioCore
     #expect(unsafe clinux_send_with_fds(socket.rawValue, bytes, bytes.count, nil, 0) == bytes.count)
   }
 
-  /// Each line has its own descriptors, however many pieces they come in and whatever comes before and after.
+  /// Each line has its own descriptors, however many pieces they arrive in and whatever comes before and after.
   @Test(arguments: [0, 1, 63, 64, 65, 200]) func descriptorsKeepToTheirLine(count: Int) throws {
     let (ours, theirs) = socketPair()
-    // The kernel makes it the smallest that it allows.
+    // The kernel uses the smallest size it allows.
     var size: Int32 = 1
     #expect(unsafe setsockopt(ours.rawValue, SOL_SOCKET, SO_SNDBUF, &size, 4) == 0)
     let bodies = (0..<3).map { Body(name: "line \($0)", numbers: Array(repeating: .max, count: 500 * $0)) }
@@ -70,7 +70,7 @@ import VirtioCore
     #expect("\(error)".contains(sentence), "\(error)")
   }
 
-  /// A member that a newer version has is no obstacle; one that is missing has its name said.
+  /// Unknown members of a newer version are ignored; a missing one is named.
   @Test func membersMoreAndLess() throws {
     let more = ControlLine(text: Array(#"{"name":"x","numbers":[18446744073709551615],"more":{}}"#.utf8), descriptors: [])
     #expect(try more.decode(Body.self) == Body(name: "x", numbers: [.max]))
@@ -79,7 +79,7 @@ import VirtioCore
     #expect(error.map { "\($0)" }?.contains("\"name\" is missing") == true)
   }
 
-  /// A question is answered, one after the other; the client hears when the server goes.
+  /// Requests are answered one at a time; the client notices when the server ends.
   @Test func questionsAndAnswers() throws {
     let directory = try TemporaryDirectory()
     let path = directory.file("control")

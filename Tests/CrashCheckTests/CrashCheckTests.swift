@@ -1,4 +1,4 @@
-/// The check on our own device, which has to keep its promises, and on devices that do not.
+/// The crash check with this project's device, which has to keep its promises, and with devices that do not.
 import CrashCheck
 import Foundation
 import Testing
@@ -13,11 +13,11 @@ import VirtioBlkDevice
     let report = try check.run()
     #expect(report.total.images >= 250)
     #expect(report.total.violatedImages == 0, "seed \(options.seed): \(report.violations)")
-    // Each run has something that can be lost.
+    // Each run has data that can be lost.
     #expect(report.total.images > report.total.points)
   }
 
-  /// Where the file lies does not matter for the order of things.
+  /// The order of operations does not depend on where the file is.
   @Test func inMemoryToo() throws {
     var options = CrashCheckOptions(seed: .random(in: 0 ... .max), images: 200)
     options.folder = "/dev/shm"
@@ -28,7 +28,7 @@ import VirtioBlkDevice
     #expect(report.total.violatedImages == 0, "seed \(options.seed): \(report.violations)")
   }
 
-  /// Modes in which a mistake shows, each by itself.
+  /// Modes in which each mistake shows.
   static let shows: [(PlantedMistake, CrashMode)] = [
     (.noFlush, .writeback), (.flushTooSoon, .writeback), (.wrongFile, .writeback), (.toggleIgnored, .toggled),
     (.toggleIgnored, .writethrough), (.toggleIgnored, .noFlush), (.answerTooSoon, .writeback),
@@ -63,7 +63,7 @@ import VirtioBlkDevice
   }
 }
 
-/// The command as a person runs it.
+/// The command as a user runs it.
 @Suite struct VerifyCrashCommandTests {
   private func run(_ arguments: String...) throws -> (status: Int32, output: String, errors: String) { try run(arguments) }
 
@@ -78,7 +78,7 @@ import VirtioBlkDevice
     process.standardError = errors
     try process.run()
     defer { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
-    // Both are short enough for a pipe to hold.
+    // Both outputs are short enough for a pipe's buffer.
     let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
     process.waitUntilExit()
     return (

@@ -1,4 +1,4 @@
-/// A disk's record, and what a power failure may leave of it.
+/// A disk's log, and what a power failure may leave of it.
 import CrashCheck
 import Foundation
 import GuestDriver
@@ -21,10 +21,10 @@ import VirtioCore
 
   private static func sector(_ byte: UInt8) -> [UInt8] { [UInt8](repeating: byte, count: 512) }
 
-  /// Letter by letter what the first sectors of an image hold: `A` … for what was written, `.` for zeroes.
+  /// One letter per sector at the image's beginning: `A` … for the write it contains, `.` for zeroes.
   private static let letters = "head -c 2048 \"$1\" | tr '\\000' . | fold -w 512 | cut -c 1 | tr -d '\\n'"
 
-  /// A disk on which some requests were made, with a record of them. - Returns: a judge that wants one of these.
+  /// Makes some requests on a disk with a log. - Returns: the report of a judge that accepts this pattern.
   private func judge(_ allowed: String) throws -> LogCheckReport {
     defer { try? FileManager.default.removeItem(atPath: folder) }
     try file("base", [UInt8](repeating: 0, count: 1 << 20))
@@ -52,21 +52,21 @@ import VirtioCore
     return try run.run()
   }
 
-  /// Before the flush anything, behind it A and B or what came later; the last write is stable by itself.
+  /// Before the flush anything, after it A and B or what came later; the last write is durable.
   @Test func everyImageIsOneThatMayBe() throws {
     let report = try judge("[.A][.B]..|[.A][BC][.D][.E]")
     #expect(report.violatedImages == 0, "\(report.violations)")
     #expect(report.images == 160 && report.flushes == 1 && report.entries == 7)
   }
 
-  /// Each of these is left sometimes, so a judge that does not allow it is heard.
+  /// Each of these images occurs, so a judge that does not accept it reports it.
   @Test(arguments: ["[!A]*", "?B*|?.*", "??[!D]?", "[!.]*"]) func everyImageThatMayBeComes(allowed: String) throws {
     #expect(try judge(allowed).violatedImages > 0)
   }
 
   @Test(arguments: [
     [], [UInt8](repeating: 1, count: 4096), Array("not a log".utf8),
-    // Version 1 with 2^40 entries, and one whose entry goes past the disk.
+    // Version 1 with 2^40 entries, and one whose entry goes beyond the disk.
     words([magic, 1, 1 << 40, 512]), words([magic, 1, 1, 512]) + words([1 << 60, 1, 0, 0]),
     words([magic, 1, 1, 512]) + words([0, 8, 0, 0]), words([magic, 1, 1, 77]), words([magic, 2, 0, 512]),
   ])
@@ -81,7 +81,7 @@ import VirtioCore
 
   private static let magic: UInt64 = 0x6a_7366_7768_7372
 
-  /// A sector that begins with these.
+  /// A sector that begins with these words.
   private static func words(_ words: [UInt64]) -> [UInt8] {
     let bytes = words.flatMap { word in (0..<8).map { UInt8(truncatingIfNeeded: word >> UInt64($0 * 8)) } }
     return bytes + [UInt8](repeating: 0, count: 512 - bytes.count)

@@ -1,9 +1,9 @@
-/// The two models that are held against each other: what a medium may hold, and what a driver may count with.
+/// The two models that are compared: what a medium may contain, and what a driver may rely on.
 import Testing
 
 @testable import CrashCheck
 
-/// Short words for events.
+/// Short functions for events.
 private func write(_ number: Int, _ sectors: Range<Int>, durable: Bool = false) -> CrashEvent {
   .asked(number, GuestRequest(kind: .write, sectors: sectors, isDurable: durable))
 }
@@ -24,7 +24,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
   struct Case: CustomTestStringConvertible, Sendable {
     var name: String
     var events: [CrashEvent]
-    /// Of two sectors: the write that is there for certain, 0 for none.
+    /// For each of two sectors: the write that is there for certain, 0 for none.
     var stable: [UInt32]
     var uncertain: [Int]
     var testDescription: String { name }
@@ -72,7 +72,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
     #expect(medium.uncertain.sectors == test.uncertain)
   }
 
-  /// Of two writes to a sector each may be there, the older one too, and none.
+  /// Of two writes to a sector either may be there, even the older one, or neither.
   @Test func anySubsetMayBeThere() {
     var medium = PowerFailure(sectors: 2)
     for event in [start(0, 0, 1), end(0), start(1, 0, 2, 2), end(1, 1024)] { medium.take(event) }
@@ -92,7 +92,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
       medium.apply(to: &image, using: &random) { _ in .some }
       seen.insert(image)
     }
-    // Torn, too: sectors 0 and 1 each have their own fate.
+    // Torn writes, too: sectors 0 and 1 are independent.
     #expect(seen.count == 6)
   }
 
@@ -109,7 +109,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
   struct Case: CustomTestStringConvertible, Sendable {
     var name: String
     var events: [CrashEvent]
-    /// Writes that sector 0 may hold, 0 for the zeroes of the beginning.
+    /// Writes that sector 0 may contain, 0 for the initial zeroes.
     var allowed: Set<UInt32>
     var testDescription: String { name }
   }
@@ -165,7 +165,7 @@ private func end(_ number: Int, _ result: Int32 = 512) -> CrashEvent { .finished
     let stamp = SectorStamp(seed: 77)
     var bytes = stamp.payload(4..<7, write: 9)
     #expect(stamp.contents(of: bytes, at: 4) == [.written(9), .written(9), .written(9)])
-    // In another place, of another run, torn, or changed in one bit.
+    // At another offset, of another run, torn, or changed in one bit.
     #expect(stamp.contents(of: bytes, at: 5) == [.foreign, .foreign, .foreign])
     #expect(SectorStamp(seed: 78).contents(of: bytes, at: 4) == [.foreign, .foreign, .foreign])
     bytes[511] ^= 1

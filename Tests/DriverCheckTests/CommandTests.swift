@@ -1,11 +1,11 @@
-/// `--check-driver` as a person uses it: the program serves, a driver comes, and the report is there at the end.
+/// `--check-driver` as a user runs it: the program serves, a driver connects, and the report is there at the end.
 import Foundation
 import TestSupport
 import Testing
 import VirtioCore
 
 @Suite struct CommandTests {
-  /// A machine that is busy delays a kick at its pleasure.
+  /// A busy machine may delay a kick by any time.
   private static let patient = ["--check-driver-kick-limit", "\(Int(Patience.limit / .seconds(1)))"]
 
   let directory: TemporaryDirectory
@@ -31,7 +31,7 @@ import VirtioCore
     return device
   }
 
-  @Test("a driver without fault: status 0, and a report in each format", arguments: ["json", "xml", "html", "txt"])
+  @Test("a driver without a fault: status 0, and a report in each format", arguments: ["json", "xml", "html", "txt"])
   func sound(_ format: String) throws {
     let report = directory.file("report." + format)
     let device = try device(report, ["--features", "all"])
@@ -53,11 +53,11 @@ import VirtioCore
     #expect(sector["outcome"] as? String == "kept" && (sector["kept"] as? Int ?? 0) > 200)
   }
 
-  @Test("a driver that breaks what it must not: status 3, the rule, the moment and the bytes")
+  @Test("a driver that breaks a MUST: status 3, the rule, the moment and the bytes")
   func broken() throws {
     let report = directory.file("report.json")
     let device = try device(report, ["--num-queues", "2"])
-    // Who checks a device does what no driver may.
+    // The device checks do what no driver may.
     let conform = try Program(["conform", "--memory", memory, "--only", "blk.op,split.desc"])
     _ = conform.everything()
     let said = end(device)
@@ -66,7 +66,7 @@ import VirtioCore
     #expect(try String(contentsOfFile: report, encoding: .utf8).contains("\"conforms\" : false"))
   }
 
-  @Test("over vhost-user the rings are watched, and what the front-end keeps to itself is said")
+  @Test("over vhost-user the rings are watched, and what only the front-end knows is reported as such")
   func socket() throws {
     let (socket, report) = (directory.file("sock"), directory.file("report.txt"))
     let device = try Program(["serve", "--socket-path", socket, "--blk-file", disk, "--check-driver=\(report)"] + Self.patient)
@@ -88,7 +88,7 @@ import VirtioCore
     #expect(pass.errors.contains("the driver of"), "\(pass.output)\(pass.errors)")
   }
 
-  @Test("one pass over a ring that makes no sense: what the driver broke is the status, also when the queue failed for it")
+  @Test("one pass over an invalid ring: the status is for what the driver broke, even if the queue failed")
   func onceBroken() throws {
     var guest = Data(count: 1 << 16)
     // More became available than the ring has entries.
@@ -104,7 +104,7 @@ import VirtioCore
     #expect(pass.output.contains("queue 0 stopped") && pass.errors.contains("d.split.avail.1"), "\(pass.output)\(pass.errors)")
   }
 
-  @Test("a report that cannot be written is said before anything is served")
+  @Test("a report that cannot be written is an error before anything is served")
   func unwritable() throws {
     let said = try Program([
       "run", "--memory", memory, "--create", "1M", "--blk-file", disk, "--check-driver=/nowhere/report.json",
@@ -112,7 +112,7 @@ import VirtioCore
     #expect(said.status == 74 && said.errors.contains("/nowhere/report.json"), "\(said.errors)")
   }
 
-  @Test("a report without a name is refused in words that its user knows") func unnamed() throws {
+  @Test("a report without a name is refused in the user's words") func unnamed() throws {
     let said = try Program(["serve", "--socket-path", directory.file("sock"), "--blk-file", disk, "--check-driver="]).finish()
     #expect(said.status == 64 && said.errors.contains("--check-driver= needs the name of a file"), "\(said.errors)")
     #expect(!said.errors.contains("--check-driver-file"), "\(said.errors)")

@@ -1,4 +1,4 @@
-/// Drivers that write anything anywhere: what watches them continues.
+/// Drivers that write anything anywhere: the watch continues.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -43,7 +43,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "1024 heads on one long table: one chain is looked at, and as much of it as the device takes",
+    "1024 heads on one long table: one chain is checked, as far as the device would take it",
     arguments: RingFormat.allCases)
   func manyHeads(_ format: RingFormat) throws {
     let rig = try RingRig(format, size: 1024)
@@ -65,7 +65,7 @@ import VirtioRegisters
     #expect(rig.findings.account(rule).broken == 1, "\(rig.broken)")
   }
 
-  @Test("many segments in as many pieces are looked at in one pass")
+  @Test("many segments in as many pieces are checked in one pass")
   func manyPieces() throws {
     let rig = try RingRig(.split, size: 1024)
     let header = try rig.request(11)

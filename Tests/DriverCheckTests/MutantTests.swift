@@ -1,4 +1,4 @@
-/// Each check of a driver is able to fail: a driver without fault passes all of them, and one with one fault does not.
+/// Each check of a driver is able to fail: a driver without a fault passes all of them, and one with one fault does not.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -9,7 +9,7 @@ import VirtioCore
 @Suite struct MutantTests {
   // MARK: Rings
 
-  @Test("a ring fault is found, and is the only kind of thing that is wrong", arguments: RingMutant.all)
+  @Test("a ring fault is found, and is the only violation", arguments: RingMutant.all)
   func ring(_ mutant: RingMutant) throws {
     let rig = try RingRig(mutant.format, more: mutant.more, less: mutant.less)
     try mutant.drive(rig)
@@ -27,7 +27,7 @@ import VirtioCore
     }
   }
 
-  @Test("a driver without fault breaks nothing, over many rounds of a ring", arguments: Sound.all)
+  @Test("a driver without a fault breaks nothing, over many rounds of a ring", arguments: Sound.all)
   func sound(_ sound: Sound) throws {
     let rig = try RingRig(sound.format, more: sound.more)
     let requests: [(RingRig) throws -> [RawDescriptor]] = [
@@ -41,7 +41,7 @@ import VirtioCore
       { [try $0.indirect($0.good())] },
     ]
     for round in 0..<40 {
-      // Two at a time, and the device asks for kicks now and then.
+      // Two at a time, and sometimes the device asks for kicks.
       for step in 0..<2 { rig.offer(try requests[(2 * round + step) % requests.count](rig)) }
       try rig.serve()
       if round % 3 == 0 { try rig.sleep() }
@@ -51,10 +51,10 @@ import VirtioCore
     #expect(rig.findings.account("d.blk.op.2").kept > 50)
   }
 
-  @Test("a chain may lie in slots of one that was answered out of order, while the one before it is still held")
+  @Test("a chain may use the slots of one that was answered out of order, while the one before it is still held")
   func nextLap() throws {
     let rig = try RingRig(.packed, size: 4)
-    // Two chains fill the ring. The second is answered first, and so the third comes to lie in the first one's slots.
+    // Two chains fill the ring. The second is answered first, so the third uses the first one's slots.
     for _ in 0..<2 { rig.offer(try rig.request(4)) }
     let third = try rig.request(4)
     try rig.overtake { rig.offer(third) }
@@ -70,18 +70,18 @@ import VirtioCore
     ("i.driver.kick", nil, [.version1, .packedRing]),
   ]
 
-  @Test("a kick that does not come, and kicks that nobody wants", arguments: kickRules.indices)
+  @Test("a missing kick, and unwanted kicks", arguments: kickRules.indices)
   func kicks(_ row: Int) {
     let (missing, superfluous, features) = Self.kickRules[row]
     let findings = DriverFindings()
     let account = KickAccount(0, features, findings, limit: .seconds(10))
-    // In time: nothing is wrong.
+    // In time: no violation.
     account.sleeps()
     account.look(now: 0, hasMore: true)
     account.look(now: 9_000_000_000, hasMore: true)
     account.kicked(1)
     #expect(findings.account(missing).broken == 0 && findings.account(missing).kept == 1)
-    // Nothing lies there, so none is due.
+    // Nothing is available, so no kick is due.
     account.sleeps()
     account.look(now: 10_000_000_000, hasMore: false)
     account.look(now: 30_000_000_000, hasMore: false)
@@ -138,7 +138,7 @@ import VirtioCore
     #expect(findings.account("d.packed.desc.3").broken == 1)
   }
 
-  @Test("a driver that reads the capacity again is held to what it read")
+  @Test("a driver that reads the capacity again is bound by the new value")
   func grown() throws {
     let rig = try RingRig(.split)
     let inner = IdleDevice()
@@ -165,7 +165,7 @@ import VirtioCore
   }
 }
 
-/// A device that is asked and does nothing. Used on one thread.
+/// A device that does nothing. Used on one thread.
 final class IdleDevice: VirtioDevice, @unchecked Sendable {
   let deviceID: UInt32 = 2
   let features: FeatureSet = .version1
@@ -177,7 +177,7 @@ final class IdleDevice: VirtioDevice, @unchecked Sendable {
   let eventDescriptor: Int32 = -1
   /// Sectors.
   var capacity: UInt8 = 0
-  /// Of the queue that was started last.
+  /// The watch of the queue that was started last.
   private(set) var watch: (any RingWatch)?
   func accepts(_ features: FeatureSet) -> Bool { true }
   func negotiated(_ features: FeatureSet) {}

@@ -1,4 +1,4 @@
-/// Drivers with one deliberate fault each, at the registers.
+/// Drivers with one deliberate fault each, in their register accesses.
 import Testing
 import VirtioCore
 import VirtioRegisters
@@ -149,7 +149,7 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     both(rule) { $0.drive(instead: [.writeFeatures: { $0.writeFeatures($0.offered.subtracting(feature)) }]) }
   }
 
-  /// After a bring-up without fault.
+  /// After an initialization without a fault.
   private static func after(
     _ rule: String, _ interface: RegisterInterface, offered: FeatureSet = RegisterRig.features,
     _ fault: @escaping @Sendable (RegisterRig) -> Void
@@ -236,7 +236,7 @@ struct RegisterMutant: Sendable, CustomTestStringConvertible {
     },
   ]
 
-  /// A notification of queue 0 with the number of another one.
+  /// A notification at queue 0's address with another queue's number.
   private static func kick(_ rule: String, _ features: FeatureSet, width: Int) -> RegisterMutant {
     RegisterMutant(rule, .pci, offered: both39) {
       $0.drive(instead: [
@@ -286,14 +286,14 @@ extension RegisterRig {
 }
 
 @Suite struct RegisterMutantTests {
-  @Test("a fault at the registers is found", arguments: RegisterMutant.all)
+  @Test("a fault in register accesses is found", arguments: RegisterMutant.all)
   func fault(_ mutant: RegisterMutant) throws {
     let rig = RegisterRig(mutant.interface, offered: mutant.offered)
     mutant.drive(rig)
     #expect(rig.findings.account(mutant.rule).broken > 0, "\(rig.broken)")
   }
 
-  @Test("a driver without fault breaks nothing", arguments: RegisterInterface.allCases)
+  @Test("a driver without a fault breaks nothing", arguments: RegisterInterface.allCases)
   func sound(_ interface: RegisterInterface) {
     let rig = RegisterRig(interface)
     for _ in 0..<3 { rig.drive(without: []) }
@@ -305,7 +305,7 @@ extension RegisterRig {
   }
 
   @Test(
-    "registers that others had before: a driver need not begin at the beginning",
+    "registers in use already: a driver need not begin at the beginning",
     arguments: [RegisterInterface.mmio, .pci])
   func served(_ interface: RegisterInterface) {
     let rig = RegisterRig(interface, isNew: false)
@@ -323,28 +323,28 @@ extension RegisterRig {
       rig.status()
       rig.notify(0)
     }
-    // Of a suspended device a reset is as good as of any.
+    // A suspended device may be reset like any other.
     rig.suspend()
     rig.drive(without: [.probe])
     #expect(rig.broken.isEmpty, "\(rig.broken)")
     #expect(rig.findings.account("d.suspend.2").kept == 3 && rig.findings.account("d.suspend.6").kept == 5)
   }
 
-  @Test("SUSPEND is no bit that has to stay", arguments: [RegisterInterface.mmio, .pci])
+  @Test("SUSPEND need not stay set", arguments: [RegisterInterface.mmio, .pci])
   func suspendGoes(_ interface: RegisterInterface) {
-    // Not accepted: written once, and wrong once.
+    // Not negotiated: written once, and one violation.
     let other = RegisterRig(interface)
     other.drive()
     for value in [31, 15] as [UInt64] { other.setStatus(value) }
     #expect(other.findings.account("d.suspend.1").broken == 1)
     #expect(other.broken.count == 1, "\(other.broken)")
-    // Asked for twice.
+    // Requested twice.
     let rig = RegisterRig(interface, offered: RegisterRig.features.union(.suspend))
     rig.drive()
     rig.suspend()
     for value in [27, 15, 15] as [UInt64] { rig.setStatus(value) }
     #expect(rig.broken.isEmpty, "\(rig.broken)")
-    // Looked at from here on.
+    // Read from here on.
     rig.status()
     rig.suspend()
     rig.beginAgain()
@@ -368,19 +368,19 @@ extension RegisterRig {
     rig.read(0x060, 4)
     for bit in [1, 2] as [UInt64] { rig.write(0x064, 4, bit) }
     #expect(rig.broken.isEmpty, "\(rig.broken)")
-    // All of them are acknowledged now: more of that needs another look.
+    // All of them are acknowledged now: to acknowledge more, it has to be read again.
     rig.write(0x064, 4, 1)
     #expect(rig.findings.account("d.mmio.intr.1").broken == 1)
   }
 
-  @Test("a queue's size is held against its own maximum, whichever was read last")
+  @Test("a queue's size is compared with its own maximum, whichever was read last")
   func maximum() {
     let rig = RegisterRig(.mmio)
     rig.drive(instead: [
       .queue: { rig in
         rig.write(0x030, 4, 0)
         rig.read(0x034, 4)
-        // There is no such queue, and its maximum is 0.
+        // This queue does not exist, and its maximum is 0.
         rig.write(0x030, 4, 2)
         #expect(rig.read(0x034, 4) == 0)
         rig.write(0x030, 4, 0)
@@ -409,7 +409,7 @@ extension RegisterRig {
     #expect(rig.findings.account("d.cfg.2").kept == 1)
   }
 
-  @Test("the window is a way like any other")
+  @Test("accesses through the window count like any other")
   func window() {
     let rig = RegisterRig(.pci)
     rig.drive()
@@ -422,7 +422,7 @@ extension RegisterRig {
     rig.write(start + 12, 4, 1)
     rig.read(start + 16, 1)
     #expect(rig.broken.isEmpty, "\(rig.broken)")
-    // A write through it is a write: bits of the status go without a reset.
+    // A write through it counts: status bits are cleared without a reset.
     rig.write(start + 16, 1, 1)
     #expect(rig.findings.account("d.status.2").broken == 1)
   }

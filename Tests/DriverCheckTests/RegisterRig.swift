@@ -1,4 +1,4 @@
-/// Registers over a made-up disk, a watch beside them, and a driver that can do anything.
+/// Registers of a simulated disk, a watch beside them, and a driver that can do anything.
 import Conform
 import Synchronization
 import VirtioCore
@@ -6,9 +6,9 @@ import VirtioRegisters
 
 @testable import DriverCheck
 
-/// One device's registers. Everything happens at once.
+/// One device's registers. Effects are executed at once.
 final class RegisterRig {
-  /// Offered: what this bus and a disk can have, so that each rule about it can be looked at.
+  /// Offered features: everything that this bus and a disk can have, so that each rule can be checked.
   static let features: FeatureSet = [
     FeatureSet(bit: 1), FeatureSet(bit: 5), FeatureSet(bit: 9), FeatureSet(bit: 11), .indirectDescriptors, .version1,
     .ringReset,
@@ -40,7 +40,7 @@ final class RegisterRig {
     if interface.isPCI { enable() }
   }
 
-  /// What the device wants to say: bits of InterruptStatus.
+  /// Sets the device's interrupts: bits of InterruptStatus.
   func interrupt(_ bits: UInt32) { pending.bits.withLock { $0 = bits } }
 
   @discardableResult func read(_ offset: UInt32, _ width: Int) -> UInt64 {
@@ -68,13 +68,13 @@ final class RegisterRig {
     }
   }
 
-  /// Of this bus: the structures, or I/O space.
+  /// Enables the function's structures, or its I/O space.
   private func enable() {
     write(0x04, 2, 7)
     if interface == .pciLegacy { write(0x10, 4, 0xc000) } else { write(0x20, 4, 0xf000_0000) }
   }
 
-  /// A structure of the function. - Parameter offset: in it.
+  /// A structure of the function. - Parameter offset: the offset in it.
   func structure(_ kind: PCIFunctionMap.Kind, _ offset: UInt32) -> UInt32 {
     guard let region = map.regions.first(where: { $0.kind == kind }) else { preconditionFailure("no such structure") }
     return UInt32(region.bar + 1) << 28 | (region.offset + offset)
@@ -82,13 +82,13 @@ final class RegisterRig {
 
   // MARK: A driver
 
-  /// The steps of a bring-up, each of which a mutant can do otherwise.
+  /// The steps of an initialization, each of which a mutant can replace.
   enum Step: Hashable, CaseIterable {
     case probe, reset, readReset, acknowledge, driver, readFeatures, writeFeatures, featuresOK, readStatus, configure, queue
     case driverOK, notify, interrupt
   }
 
-  /// A driver without fault, but for the steps that it does otherwise.
+  /// A driver without a fault, except for the steps that it replaces.
   func drive(without left: Set<Step> = [], instead other: [Step: (RegisterRig) -> Void] = [:]) {
     for step in Step.allCases where !left.contains(step) {
       if let other = other[step] { other(self) } else { perform(step) }
@@ -125,13 +125,13 @@ final class RegisterRig {
     }
   }
 
-  /// SUSPEND, until it is so.
+  /// Suspends the device, and waits until it is.
   func suspend() {
     setStatus(31)
     status()
   }
 
-  /// Another watch's beginning, at registers as they are.
+  /// Begins a new watch at the registers' present state.
   func beginAgain() { rules.begins(with: registers) }
 
   func status() {
@@ -245,7 +245,7 @@ final class RegisterRig {
     write(0x064, 4, 1)
   }
 
-  /// Takes queue 0 down by its reset register.
+  /// Resets queue 0 through its reset register.
   func resetQueue(reads: Bool = true) {
     switch interface {
     case .mmio:

@@ -1,4 +1,4 @@
-/// The way of a driver's kicks to the device that is watched.
+/// How a driver's kicks reach the device under watch.
 import Glibc
 import GuestDriver
 import SystemPackage
@@ -41,11 +41,11 @@ import VirtioCore
       relay.lookAway(0)
       for queue in 0..<2 { relay.remove(queue) }
     }
-    // Nobody has read what is not ours.
+    // The driver's own eventfd was not read.
     #expect(isReadable(shared.rawValue, milliseconds: 0))
   }
 
-  @Test("what cannot be waited for is refused, and the queue's kicks are as they were")
+  @Test("a descriptor that cannot be polled is refused, and the queue's kicks stay as they were")
   func noKick() throws {
     let rig = try RingRig(.split)
     let directory = try TemporaryDirectory()

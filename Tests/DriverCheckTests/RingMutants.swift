@@ -1,11 +1,11 @@
 import Testing
 import VirtioCore
 
-/// Drivers with one deliberate fault each, at a ring.
+/// Drivers with one deliberate fault each, in a ring.
 @testable import DriverCheck
 @testable import GuestDriver
 
-/// - Parameter rule: that the fault breaks.
+/// - Parameter rule: the rule that the fault breaks.
 struct RingMutant: Sendable, CustomTestStringConvertible {
   var rule: String
   var format: RingFormat
@@ -22,7 +22,7 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
     (self.rule, self.format, self.more, self.less, self.drive) = (rule, format, more, less, drive)
   }
 
-  /// A chain that is served at once. - Parameter chain: as the driver makes it.
+  /// A chain that is served at once. - Parameter chain: makes the driver's chain.
   private static func chain(
     _ rule: String, _ format: RingFormat = .split, more: FeatureSet = [], less: FeatureSet = [],
     _ chain: @escaping @Sendable (RingRig) throws -> [RawDescriptor]
@@ -33,7 +33,7 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// The same of a driver that knows zones.
+  /// The same for a driver that knows zones.
   private static func zoned(
     _ rule: String, _ format: RingFormat, _ chain: @escaping @Sendable (RingRig) throws -> [RawDescriptor]
   ) -> RingMutant {
@@ -160,7 +160,7 @@ struct RingMutant: Sendable, CustomTestStringConvertible {
     },
     chain("d.packed.sg.3", .packed) { rig in try rig.request(0, into: 512).reversed() },
     RingMutant("d.packed.sg.5", .packed) { rig in
-      // Two chains of ten slots in a ring of sixteen, the second one while the device has the first.
+      // Two chains of ten slots in a ring of sixteen, the second one while the device holds the first.
       let part = try rig.writable(16)
       let ten = [RawDescriptor](repeating: part, count: 10)
       rig.offer(ten)

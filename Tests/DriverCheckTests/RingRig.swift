@@ -1,4 +1,4 @@
-/// A ring with a watched device's queue at the one end and a driver at the other that can do anything, on one thread.
+/// A ring with a watched device's queue at one end, and a driver that can do anything at the other, on one thread.
 import Conform
 import GuestDriver
 import Testing
@@ -7,9 +7,9 @@ import VirtioCore
 @testable import DriverCheck
 @testable import GuestDriver
 
-/// The device's side, whatever the format.
+/// The device's side, in either format.
 class QueueServer {
-  /// Serves what there is, one chain after the other. - Parameter meanwhile: what the driver does while the device has
+  /// Serves all chains, one at a time. - Parameter meanwhile: what the driver does while the device holds
   /// one.
   func serve(_ meanwhile: () -> Void) {}
   /// Takes a chain, and looks for the next before it answers the first.
@@ -33,7 +33,7 @@ final class ServerOf<Base: Virtqueue & ~Copyable>: QueueServer {
   deinit { unsafe segments.deallocate() }
 
   override func serve(_ meanwhile: () -> Void) {
-    // A ring that makes no sense ends here, as it does in the device.
+    // An invalid ring ends here, as it does in the device.
     for _ in 0..<64 {
       var shape = unsafe ChainShape(at: segments)
       guard let chain = try? unsafe queue.pop(into: segments, capacity: 256, shape: &shape) else { return }
@@ -96,8 +96,8 @@ final class RingRig {
   private var id: UInt16 = 0
 
   /// - Parameters:
-  ///   - more: features beside `plain`.
-  ///   - less: of those.
+  ///   - more: features in addition to `plain`.
+  ///   - less: features to leave out.
   init(_ format: RingFormat, more: FeatureSet = [], less: FeatureSet = [], size: UInt16 = 16) throws {
     self.format = format
     self.size = size
@@ -115,7 +115,7 @@ final class RingRig {
   /// Where the next chain of a packed ring begins.
   var next: RingPosition { place }
 
-  /// The device takes the ring up, if it has not yet.
+  /// Starts the device's queue, if it has not been started.
   func begin() throws {
     guard server == nil else { return }
     let configuration = ring.layout.configuration
@@ -189,7 +189,7 @@ final class RingRig {
 
   func good() throws -> [RawDescriptor] { try request(0, into: 512) }
 
-  /// A table of a chain, and the descriptor that refers to it. - Parameter link: of a split ring, what follows an entry.
+  /// An indirect table of a chain, and the descriptor that refers to it. - Parameter link: the next entry, in a split ring.
   func indirect(_ chain: [RawDescriptor], link: (Int) -> UInt16? = { UInt16($0 + 1) }) throws -> RawDescriptor {
     let table = try memory.allocate(16 * max(chain.count, 1), alignment: 16)
     for (index, descriptor) in chain.enumerated() {
@@ -203,7 +203,7 @@ final class RingRig {
     return RawDescriptor(address: table.address.rawValue, length: UInt32(16 * chain.count), flags: .indirect)
   }
 
-  /// Makes a chain available as a driver does, in descriptors that follow each other.
+  /// Makes a chain available as a driver does, in consecutive descriptors.
   ///
   /// - Parameters:
   ///   - isLinked: false: flags and links are left as they are.

@@ -1,4 +1,4 @@
-/// The rules themselves: none is left out, none is checked without a driver that breaks it.
+/// The rules themselves: none is left out, and none is checked without a driver that breaks it.
 import Conform
 import GuestDriver
 import Testing
@@ -8,7 +8,7 @@ import VirtioRegisters
 @testable import DriverCheck
 
 @Suite struct TableTests {
-  @Test("every rule has a check or a reason why no device sees it")
+  @Test("every rule has a check or a reason why no device can see it")
   func whole() {
     #expect(DriverRules.all.count { !$0.clause.id.hasPrefix("i.driver.") } == 231)
     #expect(Set(DriverRules.all.map(\.clause.id)).count == DriverRules.all.count)
@@ -20,7 +20,7 @@ import VirtioRegisters
 
   @Test("every check catches a driver that breaks its rule")
   func caught() {
-    // Those that are shown in tests of their own: kicks, the start of a device, and data in notifications.
+    // Rules that other tests cover: kicks, the start of a device, and notification data.
     let others =
       MutantTests.kickRules.flatMap { [$0.missing] + ($0.superfluous.map { [$0] } ?? []) }
       + ["d.split.align.1", "d.packed.align.1", "d.packed.desc.3"]
@@ -28,13 +28,13 @@ import VirtioRegisters
     for rule in DriverRules.all {
       switch rule.sight {
       case .checked: #expect(caught.contains(rule.clause.id), "\(rule.clause.id) was never seen to be broken")
-      case .unseen: #expect(!caught.contains(rule.clause.id), "\(rule.clause.id) is said to be out of sight")
+      case .unseen: #expect(!caught.contains(rule.clause.id), "\(rule.clause.id) is listed as unseen")
       }
     }
-    for id in caught { #expect(DriverRules.places[id] != nil, "\(id) is no rule") }
+    for id in caught { #expect(DriverRules.places[id] != nil, "\(id) is not a rule") }
   }
 
-  @Test("a report has a line for each rule, and says what was seen where it is broken")
+  @Test("a report has a line for each rule, and shows what was seen where it is broken")
   func report() throws {
     let check = DriverCheck(name: "disk <1>")
     let rig = try RingRig(.split)

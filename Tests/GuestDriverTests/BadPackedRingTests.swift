@@ -1,5 +1,5 @@
-/// Packed rings that no driver may build, beside what `BadRingTests` does to both kinds: a ring of which the device sees
-/// nothing stays silent, a broken one stops its queue, and what was right before is answered.
+/// Packed rings that no driver may build, in addition to what `BadRingTests` does to both formats: the device ignores chains
+/// that are not available, a broken ring stops its queue, and good chains before the bad one are answered.
 import CLinux
 import Foundation
 import Testing
@@ -8,7 +8,7 @@ import VirtioCore
 @testable import GuestDriver
 
 struct BadPackedRingTests {
-  /// Something that is served or refused as the device likes, but cleanly.
+  /// A chain that the device may serve or refuse, as long as it does so cleanly.
   /// - Returns: whether the queue was stopped.
   @discardableResult private func servedOrRefused(_ bench: Bench, used: UInt16 = 1) throws -> Bool {
     bench.kickVictim()
@@ -21,7 +21,7 @@ struct BadPackedRingTests {
     return failed
   }
 
-  /// Refused, with what was right before it answered.
+  /// Refused, with the good chains before it answered.
   private func refused(_ bench: Bench, _ place: SourceLocation = #_sourceLocation, bad: (Bench) throws -> UInt16) throws {
     try BadRingTests().goodThenBad(bench, place, bad: bad)
   }
@@ -31,7 +31,7 @@ struct BadPackedRingTests {
     return (request, bench.descriptors(request))
   }
 
-  /// What a head says of itself that is not available in this lap.
+  /// Marks that do not make a head available in this lap.
   enum Marks: String, CaseIterable, Sendable {
     case neither, both, lapBefore
     var rawValueInFirstLap: UInt16 {
@@ -49,7 +49,7 @@ struct BadPackedRingTests {
     let (request, parts) = try read(bench)
     bench.link(parts)
     bench.victim.offer(0)
-    // Nobody was kicked yet; a device that looks by itself can only have taken what was right.
+    // The device has not been kicked; if it polls, it can only have taken good chains.
     let ring = bench.victim.packed
     let flags = ring.flags(0).loadRelaxed()
     guard bench.victim.usedCount == 0 else { return }
@@ -79,14 +79,15 @@ struct BadPackedRingTests {
     try bench.expectQueueFailure(usedBefore: 0)
   }
 
-  /// The first one's marks say that it is there, so all of it is (virtio 2.7.21); what follows is as good as a guess.
+  /// The first descriptor's marks make the whole chain available (virtio 2.7.21); the following descriptors may contain
+  /// anything.
   @Test("a chain that goes on in descriptors that were never made available", arguments: Setup.packed)
   func unfinished(_ setup: Setup) throws {
     let bench = try Bench(setup)
     var (_, parts) = try read(bench)
     parts[0].flags.insert(.next)
     bench.victim.packed.offer([parts[0]], at: .start)
-    // The rest is zeroes: an empty readable descriptor, and the end without a byte for a status.
+    // The rest is zeroes: an empty readable descriptor, and the end of the chain without a byte for a status.
     try servedOrRefused(bench)
     try bench.restart()
     try bench.expectWitnessWell()
@@ -113,7 +114,7 @@ struct BadPackedRingTests {
     ])
     bench.link([RawDescriptor(address: outer.address.rawValue, length: UInt32(outer.count), flags: .indirect)])
     bench.victim.offer(0)
-    // A device that ignores the flag finds a request of 48 readable bytes without a place for its status.
+    // A device that ignores the flag finds a request of 48 readable bytes and no room for its status.
     #expect(try servedOrRefused(bench))
     try bench.restart()
     try bench.expectWitnessWell()
@@ -166,12 +167,12 @@ struct BadPackedRingTests {
     try bench.expectWitnessWell()
   }
 
-  /// Each descriptor is read once, so that what was checked is what is used: the data goes to one buffer or the other, or
+  /// Each descriptor is read once, so that the value checked is the value used: the data goes to one buffer or the other, or
   /// nowhere.
   @Test("descriptors that change after they were read", arguments: Setup.packed)
   func changingDescriptors(_ setup: Setup) throws {
     var options = BenchOptions()
-    // Of three each: the middle one is always that of the data, and no answer comes to lie over it.
+    // Three descriptors each: the middle one is always the data's, and no answer overwrites it.
     options.queueSize = 15
     let bench = try Bench(setup, options)
     let requests = try (0..<2).map { _ in try bench.frame(.read(sector: 0, bytes: 4096)) }
@@ -224,7 +225,7 @@ struct BadPackedRingTests {
     for _ in 0..<50 { bench.kickVictim() }
     #expect(try bench.waitForUsed(1) == 1)
     #expect(request.status == .ok)
-    // The device stands at descriptor 3, whose marks are those of the lap before; what lies behind it is nobody's affair.
+    // The device is at descriptor 3, whose marks are those of the previous lap; it must not look at the ones after it.
     let ring = bench.victim.packed
     var stray = parts[0]
     stray.flags = RawDescriptor.Flags(rawValue: RingPosition.start.availableMarks)

@@ -1,4 +1,4 @@
-/// Requests that are wrong, and rings that are right: a status says so, the queue continues, and nothing is done to the disk.
+/// Invalid requests in valid rings: a status reports them, the queue continues, and the disk is not changed.
 /// The numbers are the rows of the project's bad-input list.
 import CLinux
 import Foundation
@@ -71,8 +71,8 @@ struct BadRequestTests {
     try bench.expectWitnessWell()
   }
 
-  /// The driver changes header and descriptors all the time. Each request is one or the other, never a mix: the sector is
-  /// checked and used from one copy.
+  /// The driver keeps changing header and descriptors. Each request is one or the other, never a mix: the sector is
+  /// checked and used from the same copy.
   @Test("19: the header changes after it was read", arguments: Setup.allCases)
   func changingHeader(_ setup: Setup) throws {
     let bench = try Bench(setup)
@@ -83,7 +83,7 @@ struct BadRequestTests {
     let stop = try OwnedCounter()
     let done = DispatchSemaphore(value: 0)
     Thread.detachNewThread {
-      // Between sector 0, where these bytes are, and far behind the end; between OUT and an unknown type.
+      // Alternates between sector 0, which has these bytes, and one far beyond the end; between OUT and an unknown type.
       var odd = false
       var round = 0
       while !stop.isSet {
@@ -91,12 +91,12 @@ struct BadRequestTests {
         header.store((odd ? 99 as UInt32 : 1).littleEndianBytes, at: 0)
         odd.toggle()
         round &+= 1
-        // Two of these keep two CPUs so busy that the kernel's own threads, which end a direct write, may never run.
+        // Two such threads keep two CPUs so busy that the kernel's own threads, which complete a direct write, may never run.
         if round % 64 == 0 { usleep(100) }
       }
       done.signal()
     }
-    // Also when a wait fails: the thread turns until it is told.
+    // Also if a wait fails: the thread spins until it is told to stop.
     defer {
       stop.set()
       done.wait()
@@ -111,7 +111,7 @@ struct BadRequestTests {
     try bench.expectWitnessWell()
   }
 
-  @Test("20: data of no whole number of sectors", arguments: Setup.allCases)
+  @Test("20: data that is not a whole number of sectors", arguments: Setup.allCases)
   func oddLength(_ setup: Setup) throws {
     let bench = try Bench(setup)
     for bytes in [1, 511, 513, 1023, 4095] {
@@ -120,7 +120,7 @@ struct BadRequestTests {
     }
   }
 
-  @Test("20: data of no whole number of logical blocks", arguments: Setup.allCases, [512, 2048, 4608])
+  @Test("20: data that is not a whole number of logical blocks", arguments: Setup.allCases, [512, 2048, 4608])
   func oddBlocks(_ setup: Setup, bytes: Int) throws {
     var options = BenchOptions()
     options.logicalBlock = 4096
@@ -140,7 +140,7 @@ struct BadRequestTests {
     }
   }
 
-  @Test("22: reads and writes of nothing", arguments: Setup.allCases)
+  @Test("22: reads and writes of 0 bytes", arguments: Setup.allCases)
   func nothing(_ setup: Setup) throws {
     let bench = try Bench(setup)
     for sector in [0, 7, 2047] as [UInt64] {
@@ -177,7 +177,7 @@ struct BadRequestTests {
     try refuse(bench, BlockRequest(type: BlockRequestType(rawValue: 99)), .unsupported)
   }
 
-  @Test("24: RO holds although the driver did not accept it", arguments: Setup.allCases)
+  @Test("24: RO is enforced although the driver did not accept it", arguments: Setup.allCases)
   func readOnlyNotAccepted(_ setup: Setup) throws {
     var options = BenchOptions()
     options.readOnly = true
@@ -186,7 +186,7 @@ struct BadRequestTests {
     try refuse(bench, .write(sector: 0, Array(repeating: 0xee, count: 512)))
   }
 
-  @Test("25: types that nobody knows", arguments: Setup.allCases)
+  @Test("25: unknown types", arguments: Setup.allCases)
   func unknownType(_ setup: Setup) throws {
     let bench = try Bench(setup)
     for number in [2, 3, 6, 7, 9, 10, 12, 14, 15, 16, 18, 20, 22, 24, 26, 99, 0x8000_0000, 0x8000_0001, .max] as [UInt32] {
@@ -219,7 +219,7 @@ struct BadRequestTests {
 
   static let rangeTypes: [BlockRequestType] = [.discard, .writeZeroes]
 
-  @Test("27: a payload that is no list of ranges", arguments: Setup.allCases, rangeTypes)
+  @Test("27: a payload that is not a list of ranges", arguments: Setup.allCases, rangeTypes)
   func oddRanges(_ setup: Setup, type: BlockRequestType) throws {
     let bench = try Bench(setup)
     _ = try filled(bench)
@@ -229,7 +229,7 @@ struct BadRequestTests {
     }
   }
 
-  @Test("27: more ranges than the device takes", arguments: Setup.allCases, rangeTypes)
+  @Test("27: more ranges than the device accepts", arguments: Setup.allCases, rangeTypes)
   func tooManyRanges(_ setup: Setup, type: BlockRequestType) throws {
     let bench = try Bench(setup)
     _ = try filled(bench)
@@ -240,18 +240,18 @@ struct BadRequestTests {
       let ranges = (0..<count).map { BlockRange(sector: UInt64($0 % 16), sectors: 1) }
       try refuse(bench, BlockRequest(type: type, payload: ranges.flatMap(\.bytes)))
     }
-    // As many as it takes, it takes.
+    // The largest number is accepted.
     let ranges = (0..<most).map { BlockRange(sector: UInt64($0 % 16), sectors: 1) }
     try bench.expect(BlockRequest(type: type, payload: ranges.flatMap(\.bytes)), .ok)
   }
 
-  @Test("28: flags that nobody knows, and unmap on a discard", arguments: Setup.allCases)
+  @Test("28: unknown flags, and unmap on a discard", arguments: Setup.allCases)
   func unknownFlags(_ setup: Setup) throws {
     let bench = try Bench(setup)
     _ = try filled(bench)
     for flags in [2, 3, 0x100, 0x8000_0000, .max] as [UInt32] {
       for type in Self.rangeTypes {
-        // Before the range is looked at: with one past the end, too.
+        // Flags are checked before the range: also with one beyond the end.
         for sector in [0, .max] as [UInt64] {
           try refuse(
             bench, BlockRequest(type: type, payload: BlockRange(sector: sector, sectors: 1, flags: flags).bytes), .unsupported)
@@ -259,7 +259,7 @@ struct BadRequestTests {
       }
     }
     try refuse(bench, .discard([BlockRange(sector: 0, sectors: 1, flags: 1)]), .unsupported)
-    // One wrong range among right ones spoils the request before anything is done.
+    // One invalid range among valid ones fails the request before anything is done.
     try refuse(
       bench, .writeZeroes([BlockRange(sector: 0, sectors: 1), BlockRange(sector: 1, sectors: 1, flags: 4)]), .unsupported)
   }
@@ -273,7 +273,7 @@ struct BadRequestTests {
     ] as [(UInt64, UInt32)] {
       try refuse(bench, BlockRequest(type: type, payload: BlockRange(sector: sector, sectors: sectors).bytes))
     }
-    // The wrong one is last, and the first must not have been done.
+    // The invalid range is last, and the first one must not have been done.
     try refuse(
       bench,
       BlockRequest(
@@ -321,7 +321,7 @@ struct BadRequestTests {
   }
 }
 
-/// A flag that one thread sets and another one looks at.
+/// A flag that one thread sets and another one polls.
 final class OwnedCounter: Sendable {
   private let descriptor: OwnedDescriptor
   init() throws { descriptor = try .eventCounter() }

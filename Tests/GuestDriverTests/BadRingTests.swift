@@ -1,12 +1,12 @@
-/// Rings that no driver may build: the queue stops and says so, the device and its other queues continue, and what was right
-/// before the wrong chain is answered. The numbers are the rows of the project's bad-input list.
+/// Rings that no driver may build: the queue stops and reports it, the device and its other queues continue, and good chains
+/// before the bad one are answered. The numbers are the rows of the project's bad-input list.
 import Testing
 import VirtioCore
 
 @testable import GuestDriver
 
 struct BadRingTests {
-  /// Puts a good read in front of a bad chain: the good one has to be answered, the bad one has to stop the queue.
+  /// Puts a good read before a bad chain: the good one has to be answered, the bad one has to stop the queue.
   func goodThenBad(
     _ bench: Bench, _ place: SourceLocation = #_sourceLocation, bad: (Bench) throws -> UInt16
   ) throws {
@@ -23,7 +23,7 @@ struct BadRingTests {
     try bench.expectQueueFailure(place)
   }
 
-  /// A complete chain behind which there is nothing wrong, from descriptor 8 on.
+  /// A complete valid chain, from descriptor 8 on.
   func goodChain(_ bench: Bench, _ request: BlockRequest = .read(sector: 1, bytes: 512)) throws -> [RawDescriptor] {
     bench.descriptors(try bench.frame(request))
   }
@@ -101,7 +101,7 @@ struct BadRingTests {
     }
   }
 
-  /// Whether the device still holds the first one when it meets the second is its own affair; it may never answer more
+  /// Whether the device still holds the first chain when it meets the second is up to the device, but it may never answer more
   /// often than it was asked.
   @Test("6: a head that is in flight already", arguments: Setup.allCases)
   func duplicateHead(_ setup: Setup) throws {
@@ -126,7 +126,7 @@ struct BadRingTests {
   @Test("7: more in flight than the queue has entries", arguments: Setup.split)
   func tooManyInFlight(_ setup: Setup) throws {
     let bench = try Bench(setup)
-    // One descriptor is enough for a chain without a header: an answer with IOERR, and 16 of them fill the ring.
+    // A chain without a header needs only one descriptor: an answer with IOERR, and 16 of them fill the ring.
     let buffer = try bench.memory.allocate(512)
     for index in 0..<16 {
       bench.victim.setDescriptor(UInt16(index), RawDescriptor(address: buffer.address.rawValue, length: 512, flags: .write))
@@ -138,7 +138,7 @@ struct BadRingTests {
     try bench.expectQueueFailure()
   }
 
-  @Test("8: descriptors of no bytes are skipped", arguments: Setup.allCases)
+  @Test("8: descriptors of 0 bytes are skipped", arguments: Setup.allCases)
   func emptyDescriptors(_ setup: Setup) throws {
     let bench = try Bench(setup)
     let request = try bench.frame(.read(sector: 3, bytes: 512))
@@ -188,7 +188,7 @@ struct BadRingTests {
   @Test("10: an indirect table outside memory", arguments: Setup.allCases, [0 as UInt64, 16, UInt64.max - 15])
   func indirectUnmapped(_ setup: Setup, offset: UInt64) throws {
     try goodThenBad(try Bench(setup)) { bench in
-      // The second begins in memory and leaves it.
+      // The second table begins in memory and ends outside.
       let address = offset == 16 ? bench.end.rawValue - 16 : offset == 0 ? bench.unmapped.rawValue : offset
       bench.victim.setDescriptor(8, RawDescriptor(address: address, length: 48, flags: .indirect))
       if offset == 16 {
@@ -215,7 +215,7 @@ struct BadRingTests {
     bench.victim.setDescriptor(0, RawDescriptor(address: table.address.rawValue, length: UInt32(table.count), flags: .indirect))
     bench.victim.offer(0)
     bench.kickVictim()
-    // A limit of the table's length breaks the queue, one of the chain's pieces fails the request: both are clean.
+    // A limit on the table's length stops the queue, one on the chain's pieces fails the request: both are clean.
     var failed = false
     try waitUntil("it is refused, one way or the other") {
       failed = try failed || bench.transport.waitForFailure(queue: 0, milliseconds: 0)
@@ -296,7 +296,7 @@ struct BadRingTests {
     try bench.expectWitnessWell()
   }
 
-  @Test("12: a readable descriptor behind a writable one", arguments: Setup.allCases, [false, true])
+  @Test("12: a readable descriptor after a writable one", arguments: Setup.allCases, [false, true])
   func readableAfterWritable(_ setup: Setup, indirect: Bool) throws {
     try goodThenBad(try Bench(setup)) { bench in
       let chain = try goodChain(bench)
@@ -354,7 +354,7 @@ struct BadRingTests {
     let bench = try Bench(setup)
     let pattern = (0..<8192).map { UInt8(truncatingIfNeeded: $0 &* 31) }
     #expect(try bench.client.queues[1].perform(.write(sector: 16, pattern)).status == .ok)
-    // The header, the data and the indirect table each lie over the border at 2 MiB, one after the other.
+    // The header, the data and the indirect table each cross the border at 1 MiB, one after the other.
     let border = Bench.border
     let request = try bench.frame(.read(sector: 16, bytes: 8192))
     let parts = bench.descriptors(request)

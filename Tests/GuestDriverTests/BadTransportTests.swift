@@ -1,5 +1,5 @@
-/// What a driver can do wrong on the bus: rings that are none, kicks at the wrong time, registers and messages that mean
-/// nothing, resets in the middle. The numbers are the rows of the project's bad-input list.
+/// What a driver can do wrong on the transport: invalid rings, kicks at the wrong time, meaningless registers and messages,
+/// resets during requests. The numbers are the rows of the project's bad-input list.
 import CLinux
 import Foundation
 import MemoryFile
@@ -11,10 +11,10 @@ import VirtioCore
 @testable import GuestDriver
 
 struct BadTransportTests {
-  /// Brings the device up with the configuration of queue 0 changed, and says whether the device refused it: over vhost-user
-  /// with an answer or the err descriptor, else with NEEDS_RESET.
+  /// Starts the device with a changed configuration of queue 0. - Returns: whether the device refused it: over vhost-user
+  /// with an error reply or the err descriptor, otherwise with NEEDS_RESET.
   ///
-  /// - Parameter mayBeIgnored: the device may continue as if nothing were, so that there is nothing to wait for.
+  /// - Parameter mayBeIgnored: the device may ignore the change, so there is nothing to wait for.
   func isRefused(_ bench: Bench, mayBeIgnored: Bool = false, _ change: (inout QueueConfiguration) -> Void) throws -> Bool {
     let transport = bench.transport
     try transport.reset()
@@ -39,7 +39,7 @@ struct BadTransportTests {
     case tableUnmapped, availableUnmapped, usedUnmapped, tableMisaligned, availableMisaligned, usedMisaligned
     case tableLeavesMemory, availableLeavesMemory, usedLeavesMemory, tableOverflows
 
-    /// Four bytes that are aligned lie inside memory or outside.
+    /// Four aligned bytes are either inside memory or outside.
     static let packed = allCases.filter { $0 != .availableLeavesMemory && $0 != .usedLeavesMemory }
   }
 
@@ -68,14 +68,14 @@ struct BadTransportTests {
     try bench.expectWitnessWell()
   }
 
-  @Test("15: queue sizes that are none, packed", arguments: Setup.packed, [0, 32769, 0xffff] as [UInt16])
+  @Test("15: invalid queue sizes, packed", arguments: Setup.packed, [0, 32769, 0xffff] as [UInt16])
   func badPackedQueueSize(_ setup: Setup, size: UInt16) throws { try badQueueSize(setup, size: size) }
 
-  @Test("15: queue sizes that are none", arguments: Setup.split, [0, 3, 15, 100, 0xffff] as [UInt16])
+  @Test("15: invalid queue sizes", arguments: Setup.split, [0, 3, 15, 100, 0xffff] as [UInt16])
   func badQueueSize(_ setup: Setup, size: UInt16) throws {
     let bench = try Bench(setup)
     let refused = try isRefused(bench, mayBeIgnored: setup.device == .memoryFile) { $0.size = size }
-    // A register write that makes no sense is ignored (the size stays what it was); all others refuse.
+    // Over registers an invalid size is ignored (the old one stays); all others refuse it.
     #expect(refused || setup.device == .memoryFile)
     try bench.reconnect()
     try bench.expectWitnessWell()
@@ -95,14 +95,14 @@ struct BadTransportTests {
       }
     default: break
     }
-    // The ring that runs is the one that was set up: the index wraps at 16.
+    // The running ring is the one that was set up: the index wraps at 16.
     var answered = 0
     for _ in 0..<40 {
       guard let outcome = try? bench.client.queues[0].perform(.read(sector: 0, bytes: 512)) else { break }
       #expect(outcome.status == .ok)
       answered += 1
     }
-    // Over vhost-user a front-end that changes a running ring may be thrown out instead.
+    // Over vhost-user a front-end that changes a running ring may be disconnected instead.
     #expect(answered == 40 || setup.device == .vhostUser)
     try bench.reconnect()
     try bench.expectWitnessWell()
@@ -131,13 +131,13 @@ struct BadTransportTests {
     let early = queue.ring.hasUsed
     #expect(!early, "a buffer was used before DRIVER_OK")
     try transport.setStatus([.acknowledge, .driver, .featuresOK, .driverOK])
-    // No further kick.
+    // There is no further kick.
     try waitUntil("the early kick is answered") { queue.ring.hasUsed }
     let outcome = try #require(try queue.reap())
     #expect(outcome.tag == tag && outcome.status == .ok)
   }
 
-  @Test("33: kicks for nothing, many of them", arguments: Setup.allCases)
+  @Test("33: many kicks without a request", arguments: Setup.allCases)
   func kickStorm(_ setup: Setup) throws {
     let bench = try Bench(setup)
     for round in 0..<5 {
@@ -177,7 +177,7 @@ struct BadTransportTests {
         for (place, byte) in bytes.enumerated() where offset + place < 60 { #expect(byte == whole[offset + place]) }
       }
     }
-    // Nothing is there; a back-end may also refuse to read it.
+    // These bytes do not exist; a back-end may also refuse to read them.
     for offset in [96, 200, 255] {
       if let bytes = try? bench.transport.readConfiguration(at: offset, count: 1) { #expect(bytes == [0]) }
     }
@@ -193,7 +193,7 @@ struct BadTransportTests {
       (34, [0xff, 0xff]),
       (56, [9]), (60, [1]), (200, [1, 2, 3, 4]), (32, [2]), (32, [0xff]),
     ] as [(Int, [UInt8])] {
-      // Ignored or refused. The width over the memory file is one byte, so that 31…33 meets `writeback` in the middle.
+      // Ignored or refused. Over a memory file writes are byte-wise, so 31…33 includes `writeback` in the middle.
       try? bench.transport.writeConfiguration(at: offset, bytes)
       var now = try bench.transport.readConfiguration(at: 0, count: 60)
       if setup.device == .memoryFile { now[32] = whole[32] }
@@ -248,7 +248,7 @@ struct BadTransportTests {
       queue.publish()
       if round % 2 == 1 { usleep(500) }
       try bench.transport.reset()
-      // Whatever the device had, it has released it: from now on nothing changes.
+      // Whatever the device held, it has released: from now on nothing changes.
       let lines = bench.client.session.queues.map(\.lines)
       var calls = CallLine(lines[0])
       _ = calls.take()
@@ -288,7 +288,7 @@ struct BadTransportTests {
       standing = QueueStanding(available: used, used: used)
     default: return
     }
-    // What was taken was answered, and what was not taken is as it was.
+    // Taken requests were answered, and the others are untouched.
     let used = queue.ring.standing.used
     #expect(standing == QueueStanding(available: used, used: used))
     var answered: UInt16 = 0
@@ -311,7 +311,7 @@ struct BadTransportTests {
     try bench.expectWitnessWell()
   }
 
-  @Test("38: memory tables that are none", arguments: 0..<5)
+  @Test("38: invalid memory tables", arguments: 0..<5)
   func badMemoryTable(_ fault: Int) throws {
     var options = BenchOptions()
     options.startsDriver = false
@@ -341,7 +341,7 @@ struct BadTransportTests {
   @Test("40: an image whose guest writes a qcow2 header stays raw", arguments: Setup.real)
   func qcowHeader(_ setup: Setup) throws {
     var options = BenchOptions()
-    // Without a word the disk would be refused afterwards, and never served as what it looks like.
+    // With automatic detection the disk would be refused afterwards, and never served as the format that it imitates.
     options.format = .raw
     let bench = try Bench(setup, options)
     // Magic, version 3, a backing file name at 0x200 of 11 bytes, 64 KiB clusters, 1 GiB.
@@ -355,7 +355,7 @@ struct BadTransportTests {
     #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 1024)).answer == header)
   }
 
-  @Test("41: what lies beyond the present end of a file is an error", arguments: Setup.real)
+  @Test("41: requests beyond the present end of a truncated file fail", arguments: Setup.real)
   func shortFile(_ setup: Setup) throws {
     let bench = try Bench(setup)
     try bench.expect(.write(sector: 0, Array(repeating: 0xab, count: 64 << 10)), .ok)
@@ -364,7 +364,7 @@ struct BadTransportTests {
     #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 64 << 10)).status == .ioError)
     let left = try bench.client.queues[0].perform(.read(sector: 0, bytes: 8192))
     #expect(left.status == .ok && left.answer == Array(repeating: 0xab, count: 8192))
-    // With its length back, all continues. A worker takes the length for known for a moment.
+    // Once the file has its length back, everything works. A worker relies on the known length for a moment.
     let length = try off_t(#require(whole))
     #expect(unsafe truncate(bench.image, length) == 0)
     usleep(5000)

@@ -1,4 +1,4 @@
-/// One device under test with a driver on it, over each of the transports, so that a test's body is written once.
+/// One device under test with a driver, over any of the transports, so that a test's body is written once.
 import CLinux
 import Foundation
 import MemoryFile
@@ -13,10 +13,10 @@ import VirtioRegisters
 
 @testable import GuestDriver
 
-/// Which device, what lies between it and the driver, and what kind of ring.
+/// Which device, which transport to it, and which ring format.
 struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
   enum Device: String, CaseIterable, Sendable {
-    /// The second opinion: where it disagrees, the test is wrong.
+    /// A second implementation: if it disagrees with a test, the test is wrong.
     case reference = "reference device, in process"
     case inProcess = "block device, in process"
     case synchronous = "block device with the sync engine, in process"
@@ -26,7 +26,7 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
 
   var device: Device
   var ring = RingFormat.split
-  /// The registers of a memory file, and of two interfaces the one that is used.
+  /// The register interface of a memory file, and which one is used if it has two.
   var interface = RegisterInterface.mmio
   var prefersLegacy = false
   var testDescription: String {
@@ -34,14 +34,14 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
     return "\(device.rawValue)\(face), \(ring)"
   }
 
-  /// Memory files with every register face but the first, which is among the others.
+  /// Memory files with every register interface except the first, which `allCases` includes.
   static let faces: [Setup] =
     RegisterInterface.allCases.filter { $0 != .mmio }.map { Setup(device: .memoryFile, interface: $0) } + [
       Setup(device: .memoryFile, interface: .pciTransitional, prefersLegacy: true),
       Setup(device: .memoryFile, ring: .packed, interface: .pci),
     ]
   static let allFaces = allCases + faces
-  /// Those of them that can do what came after version 1.
+  /// Those of them that support what was added after version 1.
   static let modernFaces = faces.filter { $0.interface == .pci }
 
   static let split = Device.allCases.map { Setup(device: $0) }
@@ -49,7 +49,7 @@ struct Setup: Hashable, CaseIterable, Sendable, CustomTestStringConvertible {
   static let allCases = split + packed
   static let real = allCases.filter { $0.device != .reference }
 
-  /// Those of these devices, with each kind of ring.
+  /// Set-ups with these devices, in every ring format.
   static func with(_ devices: Device...) -> [Setup] { allCases.filter { devices.contains($0.device) } }
 }
 
@@ -59,18 +59,18 @@ struct BenchOptions: Sendable {
   var maximumQueueSize: UInt16 = 1024
   var diskBytes = 1 << 20
   var readOnly = false
-  /// What the device offers beside what it offers by default.
+  /// Features that the device offers beyond its default.
   var requested: FeatureSet = []
-  /// Of a front-end.
+  /// The front-end's reconnection.
   var reconnection: Reconnection?
   var logicalBlock = 512
   var format = ImageOptions.Format.auto
-  /// Leave the device as it is before the first status write.
+  /// `false`: leaves the device as it is before the first status write.
   var startsDriver = true
 }
 
-/// A device with two queues: the victim, to which a test does what no driver may do, and the witness, which has to continue as
-/// if nothing were.
+/// A device with two queues: the victim, on which a test does what no driver may do, and the witness, which has to continue
+/// undisturbed.
 final class Bench {
   let setup: Setup
   let options: BenchOptions
@@ -89,7 +89,7 @@ final class Bench {
   var image: String { directory + "/disk" }
   var socket: String { directory + "/sock" }
 
-  /// A thread with a device's transport on it, and the way to end it.
+  /// A thread that runs a device's transport, and a way to end it.
   private final class Server: Sendable {
     let stop: OwnedDescriptor
     let ended = DispatchSemaphore(value: 0)
@@ -130,7 +130,7 @@ final class Bench {
     }
   }
 
-  /// The device on its image, and a driver's transport to it.
+  /// Starts the device on its image. - Returns: a driver's transport to it.
   private static func connect(
     _ setup: Setup, _ options: BenchOptions, _ directory: String, _ reference: ReferenceDevice?
   ) throws -> (any DriverTransport, Server?) {
@@ -191,7 +191,7 @@ final class Bench {
     return try BlockDevice(image: image, options: device)
   }
 
-  /// Where two regions meet; 16 KiB on either side are free for placements by hand.
+  /// Where two regions meet; 16 KiB on either side are free for manual placement.
   static let border: UInt64 = 1 << 20
 
   /// Two regions next to each other, a hole, a third.
@@ -208,7 +208,7 @@ final class Bench {
     return client
   }
 
-  /// The kind of ring is what the setup says, or the device does not come up.
+  /// The ring format is the set-up's, or the device does not start.
   func driverOptions(queues: Int? = nil) -> DriverOptions {
     var options = DriverOptions(
       features: features, queues: queues, queueSize: options.queueSize, indirectTables: 4, indirectEntries: 32)
@@ -216,20 +216,20 @@ final class Bench {
     return options
   }
 
-  /// What the driver accepts.
+  /// Features that the driver accepts.
   var features: FeatureSet { setup.ring == .packed ? options.features.union(.packedRing) : options.features }
 
-  /// Resets the device and brings it up again.
+  /// Resets the device and starts it again.
   func restart() throws {
     try startedClient?.shutDown()
     startedClient = try makeClient()
   }
 
-  /// Comes again as a new driver, whatever state the old one left: over vhost-user on a new connection.
+  /// Connects again as a new driver, whatever state the old one left: over vhost-user with a new connection.
   func reconnect() throws {
     startedClient = nil
     if setup.device == .vhostUser {
-      // The old connection is closed with its last reference, before the new one can be let in.
+      // The old connection is closed with its last reference, before the new one can be accepted.
       transport = try InProcessTransport(device: ReferenceDevice(bytes: 512), memory: Self.makeMemory())
       transport = try Self.connect(to: socket)
     }
@@ -237,14 +237,14 @@ final class Bench {
     memory.poisonFreeMemory()
   }
 
-  /// Ends the device and starts another one on the same image.
+  /// Ends the device and starts another one with the same image.
   func reopen() throws {
     try startedClient?.shutDown()
     startedClient = nil
     transport = try InProcessTransport(device: ReferenceDevice(bytes: 512), memory: Self.makeMemory())
     server?.end()
     server = nil
-    // The lock on the image goes with the old device's last thread, which nobody waits for.
+    // The image's lock goes with the old device's last thread, for which nothing waits.
     let end = ContinuousClock.now + Patience.limit
     while true {
       do {
@@ -266,7 +266,7 @@ final class Bench {
     try? FileManager.default.removeItem(atPath: directory)
   }
 
-  /// What the medium holds.
+  /// The content of the medium.
   var disk: [UInt8] {
     get throws {
       if let reference { return reference.disk }
@@ -276,7 +276,7 @@ final class Bench {
 
   /// An address in no region.
   var unmapped: GuestAddress { GuestAddress(1 << 40) }
-  /// The first address behind the last region.
+  /// The first address after the last region.
   var end: GuestAddress {
     guard let last = memory.regions.last else { preconditionFailure("there is memory") }
     return GuestAddress(last.start.rawValue + UInt64(last.size))
@@ -296,7 +296,7 @@ final class Bench {
     get throws { try transport.waitForFailure(queue: 0, milliseconds: patientMilliseconds) }
   }
 
-  /// Waits until so many elements are used on the victim. - Returns: how many are.
+  /// Waits until that many elements are used on the victim. - Returns: how many there are.
   @discardableResult func waitForUsed(_ count: UInt16) throws -> UInt16 {
     try waitUntil("\(count) elements are used, not \(victim.usedCount)") { victim.usedCount >= count }
     return victim.usedCount
@@ -332,7 +332,7 @@ final class Bench {
 
   // MARK: the witness
 
-  /// Writes and reads through the other queue, and looks whether anything was written where it must not be.
+  /// Writes and reads through the other queue, and checks that nothing was written where it must not be.
   func expectWitnessWell(_ place: SourceLocation = #_sourceLocation) throws {
     let payload = (0..<4096).map { UInt8(truncatingIfNeeded: $0 &* 7 &+ 3) }
     let witness = client.queues[1]
@@ -346,13 +346,13 @@ final class Bench {
     #expect(memory.damageOutside() == nil, sourceLocation: place)
   }
 
-  /// The victim failed, and only that: the device says so, the witness continues, and a reset makes everything well.
-  /// - Parameter used: how many elements the device has used when it fails, where that is known.
+  /// The victim failed, and nothing else: the device reports it, the witness continues, and everything works after a reset.
+  /// - Parameter used: how many elements the device has used when it fails, if that is known.
   func expectQueueFailure(usedBefore used: UInt16? = nil, _ place: SourceLocation = #_sourceLocation) throws {
     #expect(try victimFailed, "no failure was signalled", sourceLocation: place)
     if let used { #expect(victim.usedCount == used, sourceLocation: place) }
-    // The worker signals; the device's control plane hears of it a moment later.
-    try waitUntil("the device says NEEDS_RESET") { try transport.status().contains(.needsReset) }
+    // The worker signals; the device's control thread learns of it a moment later.
+    try waitUntil("the device sets NEEDS_RESET") { try transport.status().contains(.needsReset) }
     // Virtio 2.1.2: a configuration change notification goes with it; vhost-user has the err descriptor for that.
     if setup.device != .vhostUser {
       #expect(
@@ -361,11 +361,11 @@ final class Bench {
     try expectWitnessWell(place)
     try restart()
     let again = try client.queues[0].perform(.read(sector: 0, bytes: 512))
-    #expect(again.status == .ok, "no life after a reset", sourceLocation: place)
+    #expect(again.status == .ok, "no answer after a reset", sourceLocation: place)
     try expectWitnessWell(place)
   }
 
-  /// Performs on the victim and expects a status; the queue has to continue.
+  /// Performs a request on the victim, and expects a status; the queue has to continue.
   func expect(
     _ request: BlockRequest, _ status: BlockStatusCode, framing: Framing? = nil, _ place: SourceLocation = #_sourceLocation
   ) throws {

@@ -1,27 +1,27 @@
-/// Another program, for as long as a test needs it.
+/// Another program that runs for as long as a test needs it.
 import CLinux
 import Foundation
 import SystemPackage
 import VirtioCore
 
-/// Foundation's `Process` waits in a run loop, and a test's thread has none that is served. A child ends with its owner, so
-/// that a test that fails leaves none behind.
+/// Foundation's `Process` waits in a run loop, and a test's thread does not serve one. A child ends with its owner, so
+/// that a failed test leaves none behind.
 final class ChildProcess {
   private let identifier: pid_t
-  /// Once it has ended; its number may be another process's then.
+  /// The exit code, once it has ended; its number may be another process's then.
   private var code: Int32?
 
   /// - Parameters:
   ///   - arguments: the program's path first.
-  ///   - output: a file that standard output goes to, and standard error, too.
-  ///   - errors: where standard error goes instead; stays the caller's.
+  ///   - output: a file for standard output, and for standard error.
+  ///   - errors: a descriptor for standard error instead; stays the caller's.
   init(_ arguments: [String], output: String = "/dev/null", errors: Int32 = 1) throws {
     var actions = unsafe posix_spawn_file_actions_t()
     unsafe posix_spawn_file_actions_init(&actions)
     defer { unsafe posix_spawn_file_actions_destroy(&actions) }
     unsafe posix_spawn_file_actions_addopen(&actions, 1, output, O_WRONLY | O_CREAT | O_APPEND, 0o600)
     unsafe posix_spawn_file_actions_adddup2(&actions, errors, 2)
-    // Threads of the test run block signals, and a child would inherit that.
+    // The test run's threads block signals, and a child would inherit that.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
@@ -39,7 +39,7 @@ final class ChildProcess {
 
   deinit { end() }
 
-  /// Waits for the end; what hangs is killed. - Returns: the exit code, or 128 and the signal's number.
+  /// Waits for it to end, and kills it if it hangs. - Returns: the exit code, or 128 plus the signal's number.
   @discardableResult func wait() -> Int32 {
     if let code { return code }
     var status: Int32 = 0
@@ -60,7 +60,7 @@ final class ChildProcess {
 
   func send(_ signal: Int32) { kill(identifier, signal) }
 
-  /// Asks it to end, and waits for that.
+  /// Sends SIGTERM, and waits until it has ended.
   @discardableResult func end() -> Int32 {
     if code == nil { kill(identifier, SIGTERM) }
     return wait()

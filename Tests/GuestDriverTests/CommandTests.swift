@@ -1,9 +1,9 @@
-/// `vmm-blk guest` as a person types it, against `vmm-blk serve`.
+/// `vmm-blk guest` as a user types it, against `vmm-blk serve`.
 import CLinux
 import Foundation
 import Testing
 
-@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk is not built next to the tests"))
+@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk was not built beside the tests"))
 struct CommandTests {
   /// A served disk of 4 MiB.
   final class Served {
@@ -20,7 +20,7 @@ struct CommandTests {
           "2",
           "--serial", "a serial number",
         ] + more, output: directory + "/server")
-      // The socket's file is there a moment before somebody listens on it; the line comes after.
+      // The socket's file exists a moment before the server listens on it; the line comes after that.
       try waitUntil("the server listens") {
         try String(contentsOfFile: directory + "/server", encoding: .utf8).contains("Serving")
       }
@@ -51,7 +51,7 @@ struct CommandTests {
       #expect(info.output.contains(word), "\(word) in \(info.output)")
     }
     #expect(info.output.contains("split rings"), "\(info.output)")
-    // Packed ones take any number of entries.
+    // Packed rings may have any number of entries.
     for (choice, size) in [("packed", "100"), ("any", "128")] {
       let packed = try served.guest("info", "--ring", choice, "--queue-size", size)
       #expect(packed.output.contains("of \(size) entries, packed rings"), "\(packed.output)")
@@ -102,7 +102,7 @@ struct CommandTests {
     let served = try Served()
     let image = served.directory + "/disk"
     var bytes = Data(count: 4 << 20)
-    // Data at a block's end, alone in the middle of blocks, over a chunk's border, and none at the end.
+    // Data at the end of a block, alone in the middle of blocks, across a chunk's border, and none at the end.
     for (place, count) in [(4090, 12), (100_000, 1), ((1 << 20) - 3, 6), (3 << 20, 4096)] {
       for index in place..<place + count { bytes[index] = 0xa5 }
     }
@@ -110,7 +110,7 @@ struct CommandTests {
     try handle.write(contentsOf: bytes)
     try handle.synchronize()
     let copy = served.directory + "/copy"
-    // What was in the file before is gone.
+    // The file's old content is gone.
     try Data(repeating: 1, count: 5 << 20).write(to: URL(fileURLWithPath: copy))
     #expect(try served.guest("copy-out", copy).code == 0)
     #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes)
@@ -118,12 +118,12 @@ struct CommandTests {
     #expect(unsafe stat(copy, &info) == 0)
     #expect(info.st_size == 4 << 20)
     #expect(info.st_blocks * 512 < 1 << 20)
-    // A part whose beginning is no block's, and one that is all holes.
+    // A part that does not begin at a block, and one that is all holes.
     #expect(try served.guest("copy-out", copy, "--offset", "3073k", "--length", "1023k").code == 0)
     #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes[(3073 << 10)...])
     #expect(try served.guest("copy-out", copy, "--offset", "2M", "--length", "1000448").code == 0)
     #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == Data(count: 1_000_448))
-    // What is no file gets every byte.
+    // A target that is not a file gets every byte.
     let pipe = served.directory + "/pipe"
     #expect(unsafe mkfifo(pipe, 0o600) == 0)
     let reader = try ChildProcess(["/bin/sh", "-c", "exec cat \"$0\" > \"$1\"", pipe, copy])
@@ -132,7 +132,7 @@ struct CommandTests {
     #expect(try Data(contentsOf: URL(fileURLWithPath: copy)) == bytes[..<(1 << 20)])
   }
 
-  @Test("a device whose largest ring is small is driven with what it takes", arguments: ["4", "16", "64"])
+  @Test("a device whose largest ring is small is driven with that size", arguments: ["4", "16", "64"])
   func smallRings(_ size: String) throws {
     let served = try Served("--queue-size-max", size)
     let info = try served.guest("info")
@@ -140,11 +140,11 @@ struct CommandTests {
     #expect(info.output.contains("2 queues of \(size) entries"), "\(info.output)")
     let run = try served.guest("verify", "--bytes", "1M")
     #expect(run.code == 0, "\(run.output)")
-    // Who asks for more is told.
+    // A larger ring is refused.
     #expect(try served.guest("--queue-size", "128", "info").code != 0)
   }
 
-  @Test("verify says its seed and what it did")
+  @Test("verify prints its seed and what it did")
   func verify() throws {
     let served = try Served()
     let run = try served.guest("verify", "--bytes", "4M", "--seed", "42")
@@ -179,7 +179,7 @@ struct CommandTests {
     #expect(errors.count == 1, "\(text)")
   }
 
-  @Test("nobody there is one sentence, too", arguments: ["--socket-path", "--memory"])
+  @Test("a missing device is one sentence, too", arguments: ["--socket-path", "--memory"])
   func nobody(_ option: String) throws {
     let output = NSTemporaryDirectory() + "guest-driver-output-\(UInt64.random(in: 0...UInt64.max))"
     defer { try? FileManager.default.removeItem(atPath: output) }

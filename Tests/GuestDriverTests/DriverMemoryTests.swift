@@ -1,4 +1,4 @@
-/// The allocator, the guards and the poison: they have to be right for anything else to be believed.
+/// The allocator, the guards and the poison: everything else relies on them.
 import Testing
 import VirtioCore
 
@@ -27,18 +27,18 @@ struct DriverMemoryTests {
       }
     }
     for buffer in held { memory.release(buffer) }
-    // Everything is free again, in one piece for each region.
+    // Everything is free again, as one piece per region.
     let whole = try memory.allocate((64 << 10) - 2 * DriverMemory.guardBytes)
     #expect(whole.count > 0)
   }
 
-  @Test("a full memory says so")
+  @Test("a full memory is reported")
   func full() throws {
     let memory = try DriverMemory(size: 4096)
     #expect(throws: DriverError.self) { _ = try memory.allocate(4096) }
   }
 
-  @Test("a write next to a buffer shows, wherever it is", arguments: [-32, -31, -1, 0, 1, 31])
+  @Test("a write next to a buffer is found, wherever it is", arguments: [-32, -31, -1, 0, 1, 31])
   func guards(_ place: Int) throws {
     let memory = try DriverMemory(size: 1 << 16)
     let buffer = try memory.allocate(100, alignment: 4)
@@ -51,7 +51,7 @@ struct DriverMemoryTests {
     #expect(memory.damage(around: buffer) == nil)
   }
 
-  @Test("a write far from every buffer shows")
+  @Test("a write far from every buffer is found")
   func poison() throws {
     let memory = try DriverMemory(anonymous: [(GuestAddress(0), 64 << 10), (GuestAddress(1 << 30), 64 << 10)])
     let buffers = try (0..<10).map { try memory.allocate(1000 * ($0 + 1)) }
@@ -62,7 +62,7 @@ struct DriverMemoryTests {
     #expect(memory.damageOutside() == GuestAddress((1 << 30) + 65535))
   }
 
-  @Test("bytes go over adjacent regions")
+  @Test("bytes cross adjacent regions")
   func acrossRegions() throws {
     let memory = try DriverMemory(anonymous: [(GuestAddress(0), 4096), (GuestAddress(4096), 4096), (GuestAddress(16384), 4096)])
     let bytes = (0..<3000).map { UInt8(truncatingIfNeeded: $0) }
@@ -77,7 +77,7 @@ struct DriverMemoryTests {
   }
 
   @Test(
-    "layouts that are none",
+    "invalid layouts",
     arguments: [
       [(0, 100)], [(0, 0)], [(0, 8192), (4096, 4096)], [(UInt64.max - 4095, 8192)],
     ] as [[(UInt64, Int)]])

@@ -1,18 +1,18 @@
-/// The driver's ring against a device that the test plays by hand.
+/// The driver's ring against a device that the test simulates by hand.
 import Testing
 import VirtioCore
 
 @testable import GuestDriver
 
 struct DriverQueueTests {
-  /// A ring, its memory, and the device's hand on both.
+  /// A ring, its memory, and the device's operations on both.
   final class Table {
     let memory: DriverMemory
     var queue: DriverQueue
     let kick: OwnedDescriptor
     let call: OwnedDescriptor
     var used: UInt16
-    /// Descriptors of each chain that the device holds, by its name.
+    /// Number of descriptors of each chain that the device holds, by the chain's name.
     var lengths: [UInt16: UInt16] = [:]
 
     init(
@@ -50,7 +50,7 @@ struct DriverQueueTests {
     func noteCalls() throws(DriverFault) { try queue.noteCalls() }
     func waitForUsed() throws(DriverFault) -> Bool { try queue.waitForUsed(milliseconds: patientMilliseconds) }
 
-    /// What the device wants: kicks, or none.
+    /// Whether the device wants kicks.
     func wantKicks(_ wants: Bool) {
       switch queue.raw {
       case .split(let ring): ring.usedFlags.storeRelaxed(wants ? 0 : 1)
@@ -76,7 +76,7 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("IN_ORDER: descriptors come in the order of the table, with links to the next (2.6.9)")
+  @Test("IN_ORDER: descriptors are used in the order of the table, with links to the next (2.6.9)")
   func sequentialDescriptors() throws {
     let table = try Table(features: [.version1, .inOrder])
     for round: UInt16 in 0..<6 {
@@ -87,18 +87,18 @@ struct DriverQueueTests {
         if descriptor.flags.contains(.next) { #expect(descriptor.next == (index + 1) % 8) }
       }
       _ = table.publish()
-      // One element for both.
+      // One element for both chains.
       table.ring.usedID(table.used).storeRelaxed(UInt32(heads[1] ?? 0))
       table.ring.usedLength(table.used).storeRelaxed(9)
       table.used &+= 2
       table.ring.usedIndex.storeRelease(table.used)
       let lengths = [try table.reap()?.length, try table.reap()?.length]
-      #expect(lengths == [200, 9], "who has no element of its own was written whole")
+      #expect(lengths == [200, 9], "a chain without its own element was written whole")
       #expect(table.outstanding == 0 && table.free.descriptors == 8)
     }
   }
 
-  @Test("IN_ORDER: an answer that stands for more than used.idx says, or for a chain twice, is found out")
+  @Test("IN_ORDER: an answer that stands for more chains than used.idx says, or for a chain twice, is detected")
   func wrongBatches() throws {
     let ahead = try Table(features: [.version1, .inOrder])
     let heads = (0..<3).map { _ in ahead.add() ?? 0 }
@@ -133,7 +133,7 @@ struct DriverQueueTests {
   }
 
   @Test(
-    "chains fill the table and come back in any order, round and round",
+    "chains fill the table and come back in any order, over many rounds",
     arguments: [
       (.split, 1), (.split, 2), (.split, 8), (.split, 64), (.packed, 1), (.packed, 2), (.packed, 3), (.packed, 7),
       (.packed, 64),
@@ -143,7 +143,7 @@ struct DriverQueueTests {
     var random = SeededRandom(seed: 1)
     var held: [(head: UInt16, token: UInt32)] = []
     var token: UInt32 = 0
-    // Past the wrap of the 16-bit indices.
+    // Beyond the wrap of the 16-bit indices.
     while token < 70_000 {
       while let head = table.add(1 + Int(random.next() % 3) % Int(size), token: token) {
         held.append((head, token))
@@ -171,7 +171,7 @@ struct DriverQueueTests {
     #expect(table.free == (7, 3))
     let descriptor = table.ring.descriptor(head)
     #expect(descriptor.flags == .indirect && descriptor.length == 80)
-    // Two in the ring and the rest behind them, WRITE on the reference.
+    // Two descriptors in the ring and the rest in the table, with WRITE on the reference.
     let mixed = try #require(table.add(5, placement: .indirect(direct: 2, write: true)))
     #expect(table.free == (4, 2))
     let second = table.ring.descriptor(table.ring.descriptor(mixed).next)
@@ -186,9 +186,9 @@ struct DriverQueueTests {
     #expect(table.free == (7, 3))
   }
 
-  @Test("what a device may not do is seen")
+  @Test("what a device may not do is detected")
   func faults() throws {
-    /// One chain of two descriptors outstanding, head 0; then the device does something.
+    /// One chain of two descriptors is outstanding, head 0; then the device does something.
     func fault(_ features: FeatureSet = [.version1, .indirectDescriptors], _ body: (Table) -> Void) throws -> DriverFault? {
       let table = try Table(features: features)
       _ = table.add()
@@ -268,7 +268,7 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("one kick for a batch, and only if it is wanted", arguments: RingFormat.allCases, [false, true])
+  @Test("one kick for a batch, and only if the device wants it", arguments: RingFormat.allCases, [false, true])
   func kickFlags(_ format: RingFormat, wants: Bool) throws {
     let table = try Table(format)
     table.wantKicks(wants)
@@ -284,11 +284,11 @@ struct DriverQueueTests {
     #expect(EventCounter.drain(table.kick.rawValue) == (wants ? 1 : 0))
   }
 
-  @Test("with an event index a kick when the wanted entry is published, across the wrap", arguments: [0, 0xfffd] as [UInt16])
+  @Test("with an event index, a kick when the requested entry is published, across a wrap", arguments: [0, 0xfffd] as [UInt16])
   func kickEvents(_ start: UInt16) throws {
     for event in 0..<6 as Range<UInt16> {
       let table = try Table(features: [.eventIndex])
-      // Bring the indices to where the test begins.
+      // Advance the indices to where the test begins.
       var index: UInt16 = 0
       table.ring.availableEvent.storeRelaxed(0x8000)
       while index != start {
@@ -308,7 +308,7 @@ struct DriverQueueTests {
     }
   }
 
-  @Test("a call that is owed and does not come is missed", arguments: RingFormat.allCases, [false, true])
+  @Test("a call that is due and does not come is reported as missing", arguments: RingFormat.allCases, [false, true])
   func missingCall(_ format: RingFormat, eventIndex: Bool) throws {
     let table = try Table(format, features: eventIndex ? [.eventIndex] : [])
     table.queue.callPatience = .milliseconds(20)
@@ -319,14 +319,14 @@ struct DriverQueueTests {
     try table.noteCalls()
     _ = try table.reap()
     var found: DriverFault? = nil
-    try waitUntil("the call is missed") {
+    try waitUntil("the call is reported as missing") {
       do throws(DriverFault) { try table.noteCalls() } catch { found = error }
       return found != nil
     }
     #expect(found == .missingCall(queue: 0, usedEvent: 0, usedIndex: format == .split ? 1 : 2))
   }
 
-  @Test("a call in time, and one late but in time, are fine", arguments: RingFormat.allCases)
+  @Test("a prompt call, and a late one within the limit, are fine", arguments: RingFormat.allCases)
   func callInTime(_ format: RingFormat) throws {
     let table = try Table(format, features: [.eventIndex])
     for isLate in [false, true] {
@@ -343,11 +343,11 @@ struct DriverQueueTests {
     #expect(table.calls == 2)
   }
 
-  @Test("a driver that wants no calls counts those that come", arguments: RingFormat.allCases)
+  @Test("a driver that wants no calls counts those that arrive", arguments: RingFormat.allCases)
   func unwantedCalls(_ format: RingFormat) throws {
     let table = try Table(format)
     table.queue.disableCalls()
-    // The line may be tried once, and the device may say once that it began.
+    // One call may test the line, and one may report that the device has started.
     for _ in 0..<2 {
       EventCounter.signal(table.call.rawValue)
       try table.noteCalls()
@@ -359,7 +359,7 @@ struct DriverQueueTests {
     } catch { #expect(error == .unwantedCalls(queue: 0, count: 3, wanted: 2)) }
   }
 
-  @Test("used before armed: no waiting for a call that will not come", arguments: RingFormat.allCases)
+  @Test("used before armed: the driver does not wait for a call that will not come", arguments: RingFormat.allCases)
   func usedBeforeArmed(_ format: RingFormat) throws {
     let table = try Table(format, features: [.eventIndex])
     let head = try #require(table.add())

@@ -1,4 +1,4 @@
-/// What an operator of `vmm-blk serve` reads when a guest or a front-end breaks a rule: one line that names the queue or the
+/// What the log of `vmm-blk serve` says when a guest or a front-end breaks a rule: one line with the queue or the
 /// message and the reason, and no flood.
 import Foundation
 import Testing
@@ -7,9 +7,9 @@ import VirtioCore
 
 @testable import GuestDriver
 
-@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk is not built next to the tests"))
+@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk was not built beside the tests"))
 struct LogTests {
-  /// A program that serves a disk of 1 MiB with two queues, and a driver of it.
+  /// A program that serves a disk of 1 MiB with two queues, and its driver.
   final class Served {
     private let directory: String
     private let server: ChildProcess
@@ -32,7 +32,7 @@ struct LogTests {
       }
     }
 
-    /// The socket's file is there a moment before somebody listens on it.
+    /// The socket's file exists a moment before the server listens on it.
     private static func connect(to socket: String) throws -> Frontend {
       let end = ContinuousClock.now + Patience.limit
       while true {
@@ -43,7 +43,7 @@ struct LogTests {
       }
     }
 
-    /// Ends the program. - Returns: the warnings that it wrote.
+    /// Ends the program. - Returns: the warnings that it logged.
     func warnings() throws -> [String] {
       server.end()
       let text = try String(contentsOfFile: directory + "/log", encoding: .utf8)
@@ -56,7 +56,7 @@ struct LogTests {
     }
   }
 
-  /// A chain or an index that stops the queue, and the words for it.
+  /// A chain or an index that stops the queue, and the log's words for it.
   enum BadRing: String, CaseIterable, Sendable {
     case jump = "the available index went from 0 to 17, more than the 16 entries of the queue"
     case headOutside = "descriptor head 16 is outside the table"
@@ -110,13 +110,13 @@ struct LogTests {
     bad.offer(on: client.queues[1].ring.ring, try served.transport.memory.allocate(64, alignment: 16))
     client.session.queues[1].lines.kick()
     #expect(try served.transport.waitForFailure(queue: 1, milliseconds: patientMilliseconds))
-    // The worker signals; the control plane hears of it a moment later, and writes the line before it answers.
-    try waitUntil("the device says NEEDS_RESET") { try served.transport.status().contains(.needsReset) }
+    // The worker signals; the control thread learns of it a moment later, and writes the line before it answers.
+    try waitUntil("the device sets NEEDS_RESET") { try served.transport.status().contains(.needsReset) }
     let warnings = try served.warnings()
     #expect(warnings.count == 1 && warnings[0].contains("queue 1 is stopped: \(bad.rawValue)"), "\(warnings)")
   }
 
-  /// A message that is refused, and the words for it.
+  /// A message that is refused, and the log's words for it.
   struct BadMessage: Sendable, CustomTestStringConvertible {
     let testDescription: String
     let send: @Sendable (Frontend) throws -> Void

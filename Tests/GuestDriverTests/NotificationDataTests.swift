@@ -1,4 +1,4 @@
-/// NOTIFICATION_DATA (virtio 2.7.23): kicks that are register writes and say where the next chain will be.
+/// NOTIFICATION_DATA (virtio 2.7.23): kicks as register writes with the position of the next chain.
 import Testing
 import VirtioCore
 
@@ -13,7 +13,7 @@ import VirtioCore
     return bench
   }
 
-  @Test("every kick is one", arguments: Setup.with(.memoryFile) + Setup.modernFaces, [false, true])
+  @Test("every kick is such a write", arguments: Setup.with(.memoryFile) + Setup.modernFaces, [false, true])
   func kicks(_ setup: Setup, isBusy: Bool) throws {
     let bench = try bench(setup)
     #expect(bench.client.session.features.contains(.notificationData))
@@ -25,8 +25,8 @@ import VirtioCore
     try bench.client.shutDown()
   }
 
-  /// Where a queue stands is in the ring; what a kick says of it is only help.
-  @Test("what a kick says besides the queue's number is not believed", arguments: Setup.with(.memoryFile) + Setup.modernFaces)
+  /// A queue's position is in the ring; the position in a kick is only a hint.
+  @Test("the position in a kick is not trusted", arguments: Setup.with(.memoryFile) + Setup.modernFaces)
   func wrongPositions(_ setup: Setup) throws {
     let bench = try bench(setup)
     let notify = try #require(bench.client.session.queues[0].notify)
@@ -47,8 +47,8 @@ import VirtioCore
     #expect(bench.client.session.queues.allSatisfy { $0.notify == nil })
   }
 
-  /// The barriers of a platform are requested, and the driver's are as strong.
-  @Test("ORDER_PLATFORM changes nothing that a driver sees", arguments: Setup.real) func orderPlatform(_ setup: Setup) throws {
+  /// The platform's barriers are requested, and the driver's are as strong.
+  @Test("ORDER_PLATFORM changes nothing for a driver", arguments: Setup.real) func orderPlatform(_ setup: Setup) throws {
     var options = BenchOptions()
     options.features.insert(.orderPlatform)
     options.requested = .orderPlatform

@@ -1,4 +1,4 @@
-/// What is particular to the driver's side of a packed ring, against a device that the test plays by hand.
+/// What is specific to the driver's side of a packed ring, against a device that the test simulates by hand.
 import Testing
 import VirtioCore
 
@@ -7,9 +7,9 @@ import VirtioCore
 struct PackedDriverQueueTests {
   typealias Table = DriverQueueTests.Table
 
-  @Test("positions go round, and the wrap counter flips at the end", arguments: [1, 2, 3, 5, 32768] as [UInt16])
+  @Test("positions wrap around, and the wrap counter flips at the end", arguments: [1, 2, 3, 5, 32768] as [UInt16])
   func positions(_ size: UInt16) {
-    // By steps of one, as the specification says it.
+    // In steps of one, as the specification describes it.
     func step(_ position: RingPosition) -> RingPosition {
       let next = position.slot + 1
       return next == size
@@ -24,7 +24,7 @@ struct PackedDriverQueueTests {
   }
 
   @Test(
-    "a notification for each event that was passed and no other: every triple of small rings",
+    "a notification for each event that was passed, and for no other: every triple of small rings",
     arguments: 1...6 as ClosedRange<UInt16>)
   func events(_ size: UInt16) {
     let all = (0..<size).flatMap { [RingPosition(word: $0), RingPosition(word: $0 | 0x8000)] }
@@ -51,7 +51,7 @@ struct PackedDriverQueueTests {
         let position = start.advanced(by: step, size: 5)
         return table.packed.flags(position.slot).loadAcquire() & RingPosition.marks ^ position.availableMarks
       }
-      // A device looks at the first one and stops there.
+      // A device checks the first descriptor and stops there.
       #expect(marks(0) != 0, "round \(round)")
       _ = table.publish()
       for step in 0..<5 as Range<UInt16> { #expect(marks(step) == 0, "round \(round), descriptor \(step)") }
@@ -69,7 +69,7 @@ struct PackedDriverQueueTests {
     #expect(table.packed.descriptor(0).flags.contains(.next) && !table.packed.descriptor(2).flags.contains(.next))
   }
 
-  @Test("an indirect chain is one descriptor, and its table says nothing but WRITE")
+  @Test("an indirect chain is one descriptor, and its table has no flag except WRITE")
   func indirect() throws {
     let table = try Table(.packed, features: [.version1, .indirectDescriptors])
     let name = try #require(table.add(5, placement: .indirect(direct: 2, write: true)))
@@ -87,7 +87,7 @@ struct PackedDriverQueueTests {
     #expect(table.free == (8, 4))
   }
 
-  @Test("a length without WRITE is none")
+  @Test("a length without WRITE means nothing")
   func length() throws {
     let table = try Table(.packed)
     let name = try #require(table.add())
@@ -99,7 +99,7 @@ struct PackedDriverQueueTests {
     #expect(try table.reap()?.length == 0)
   }
 
-  /// Two chains of two and of three descriptors; then the device does something, and up to two answers are reaped.
+  /// Two chains, of two and of three descriptors; then the device does something, and up to two answers are reaped.
   private func fault(
     _ features: FeatureSet = [.version1, .indirectDescriptors], _ body: (Table) -> Void
   ) throws -> DriverFault? {
@@ -114,14 +114,14 @@ struct PackedDriverQueueTests {
     } catch { return error }
   }
 
-  @Test("what a device may do is in order")
+  @Test("what a device may do is accepted")
   func right() throws {
     #expect(
       try fault {
         $0.use(0, 100)
         $0.use(1, 200)
       } == nil)
-    // The answer to the second one lies over the first one's descriptors, and the other way round.
+    // The answer to the second chain overwrites the first one's descriptors, and the other way round.
     #expect(
       try fault {
         $0.use(1, 200)
@@ -131,19 +131,19 @@ struct PackedDriverQueueTests {
     #expect(try fault([.eventIndex]) { $0.packed.deviceEventFlags.storeRelaxed(2) } == nil)
   }
 
-  @Test("what a device may not do is seen")
+  @Test("what a device may not do is detected")
   func faults() throws {
     #expect(try fault { $0.use(2) } == .usedIDNotOutstanding(queue: 0, id: 2, slot: 0))
     #expect(try fault { $0.use(8) } == .usedIDNotOutstanding(queue: 0, id: 8, slot: 0))
     #expect(try fault { $0.use(0xffff) } == .usedIDNotOutstanding(queue: 0, id: 0xffff, slot: 0))
     #expect(try fault { $0.use(0, 101) } == .usedLengthTooLong(queue: 0, head: 0, length: 101, writable: 100))
-    // Both marks of the lap before.
+    // Both marks of the previous lap.
     #expect(
       try fault { $0.packed.flags(0).storeRelease(0) } == .badDescriptorMarks(queue: 0, slot: 0, flags: 0, wrap: true))
     #expect(
       try fault { $0.packed.flags(0).storeRelease(0x8000) }
         == .badDescriptorMarks(queue: 0, slot: 0, flags: 0x8000, wrap: true))
-    // A driver's own structure, and a device's that means nothing.
+    // The driver's own structure is changed, and the device's has a meaningless value.
     #expect(
       try fault {
         $0.packed.driverEventFlags.storeRelaxed(2)
@@ -163,7 +163,7 @@ struct PackedDriverQueueTests {
     }
   }
 
-  @Test("a descriptor that the device goes over and has changed is seen on either side", arguments: [0, 1] as [UInt32])
+  @Test("a changed descriptor that the device passes over is detected on either side", arguments: [0, 1] as [UInt32])
   func modified(_ first: UInt32) throws {
     let found = try fault {
       var descriptor = $0.packed.descriptor(1)
@@ -178,7 +178,7 @@ struct PackedDriverQueueTests {
     }
   }
 
-  @Test("where a ring stands is told with both halves, answers that nobody reaped among them")
+  @Test("a ring's position has both halves, and includes answers that were not reaped")
   func standing() throws {
     let table = try Table(.packed, size: 7)
     let start = RingPosition.start
@@ -195,7 +195,7 @@ struct PackedDriverQueueTests {
     #expect(table.standing == QueueStanding(available: behind, used: behind))
   }
 
-  @Test("a kick when the wanted descriptor is published, across the wrap", arguments: 0..<10 as Range<UInt16>)
+  @Test("a kick when the requested descriptor is published, across the wrap", arguments: 0..<10 as Range<UInt16>)
   func kickEvents(_ place: UInt16) throws {
     for event in 0..<6 as Range<UInt16> {
       let table = try Table(.packed, size: 5, features: [.eventIndex])
@@ -208,7 +208,7 @@ struct PackedDriverQueueTests {
       }
       EventCounter.drain(table.kick.rawValue)
       let next = RingPosition(word: table.standing.available)
-      // The sixth is the first one in the next lap.
+      // The sixth descriptor is the first one of the next lap.
       let wanted = next.advanced(by: min(event, 5), size: 5)
       table.packed.deviceEventPosition.storeRelaxed(wanted.word)
       table.packed.deviceEventFlags.storeRelease(EventSuppression.descriptor)

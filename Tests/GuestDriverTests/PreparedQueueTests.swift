@@ -1,4 +1,4 @@
-/// The fast client does the same things as the thorough one.
+/// The fast client does the same as the thorough one.
 import Testing
 import VirtioCore
 
@@ -14,7 +14,7 @@ struct PreparedQueueTests {
     let session = try DriverSession(bench.transport, deviceID: 2, options: bench.driverOptions(queues: 1))
     try session.start()
     var queue = try PreparedQueue(session.queues[0], depth: 8, bytes: 4096)
-    // Sector of what is in flight, by slot.
+    // The sector of each request in flight, by slot.
     var sectors = Array(repeating: UInt64(0), count: 8)
     for isRead in [false, true] {
       var next: UInt64 = 0

@@ -1,5 +1,5 @@
-/// RING_RESET (virtio 2.6.1): one queue goes and comes back with another size and elsewhere in memory, while the others run. Over
-/// every transport, with both kinds of ring.
+/// RING_RESET (virtio 2.6.1): one queue is reset and restarted with another size and at another address, while the others run.
+/// Over every transport, in both ring formats.
 import Foundation
 import Testing
 import VirtioCore
@@ -34,12 +34,12 @@ import VirtioCore
       }
     }
     #expect(seen.count > 1)
-    // Nothing was written to the rings that are gone.
+    // Nothing was written to the old rings.
     #expect(bench.memory.damageOutside() == nil)
     try client.shutDown()
   }
 
-  @Test("what is in flight has no answer, and the other queue notices nothing", arguments: Setup.real + Setup.modernFaces)
+  @Test("requests in flight get no answer, and the other queue is not affected", arguments: Setup.real + Setup.modernFaces)
   func inFlight(_ setup: Setup) throws {
     let bench = try bench(setup)
     let client = bench.client
@@ -50,7 +50,7 @@ import VirtioCore
         let bytes = [UInt8](repeating: 7, count: 4096)
         _ = try #require(try client.queues[0].submit(.write(sector: UInt64(8 * number), bytes)))
       }
-      // Now and then the device has not even been told.
+      // Sometimes the device has not even been kicked.
       if round % 3 > 0 { client.queues[0].publish() }
       for sector: UInt64 in 0..<4 { _ = try client.queues[1].submit(.read(sector: 1024 + sector, bytes: 512)) }
       client.queues[1].publish()
@@ -84,7 +84,7 @@ import VirtioCore
     try client.shutDown()
   }
 
-  /// The worker of the other queue is never asked to stop: it is busy all the time.
+  /// The worker of the other queue is never asked to stop: it is always busy.
   @Test("under load", arguments: Setup.real + Setup.modernFaces)
   func underLoad(_ setup: Setup) throws {
     let bench = try bench(setup)
@@ -107,7 +107,7 @@ import VirtioCore
       _ = try client.queues[0].submit(.write(sector: 1500, [UInt8](repeating: UInt8(round), count: 512)))
       client.queues[0].publish()
     }
-    try waitUntil("all of it is answered") {
+    try waitUntil("all requests are answered") {
       while try busy.reap() != nil { answered += 1 }
       return busy.outstanding == 0
     }
@@ -115,7 +115,7 @@ import VirtioCore
     try client.shutDown()
   }
 
-  @Test("a queue is reset that met a broken ring: the device still has to be", arguments: Setup.with(.memoryFile))
+  @Test("after a broken ring, a queue reset is not enough: the device has to be reset", arguments: Setup.with(.memoryFile))
   func afterFailure(_ setup: Setup) throws {
     let bench = try bench(setup)
     bench.link([RawDescriptor(address: bench.unmapped.rawValue, length: 16)])
@@ -128,7 +128,7 @@ import VirtioCore
     #expect(try bench.client.queues[0].perform(.read(sector: 0, bytes: 512)).status == .ok)
   }
 
-  /// Records of what is in flight are about the ring that is gone.
+  /// In-flight records of the old ring do not apply to the new one.
   @Test("with in-flight records", arguments: [RingFormat.split, .packed])
   func withRecords(_ ring: RingFormat) throws {
     var options = BenchOptions()
@@ -148,7 +148,7 @@ import VirtioCore
     try client.shutDown()
   }
 
-  @Test("a device that does not offer it is not asked for it") func notOffered() throws {
+  @Test("a device that does not offer it is not asked to do it") func notOffered() throws {
     let bench = try Bench(Setup(device: .inProcess))
     #expect(throws: DriverError.self) { try bench.client.resetQueue(0) }
   }

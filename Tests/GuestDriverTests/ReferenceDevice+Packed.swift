@@ -1,8 +1,8 @@
-/// The second opinion on packed rings: one descriptor at a time, and answers in an order that no driver may count on.
+/// The reference implementation of packed rings: one descriptor at a time, and answers in an order on which no driver may rely.
 import VirtioCore
 
 extension ReferenceDevice {
-  /// A chain that was executed and not yet answered.
+  /// A chain that was executed and is not answered yet.
   struct Answer {
     var id: UInt16
     /// Descriptors in the ring.
@@ -11,7 +11,7 @@ extension ReferenceDevice {
     var writable: Int
   }
 
-  /// The place behind `place`, in the words of the specification: at the end of the ring the wrap counter flips.
+  /// The position after `place`, in the words of the specification: at the end of the ring the wrap counter flips.
   private static func step(_ place: UInt16, _ size: UInt16) -> UInt16 {
     let next = (place & 0x7fff) + 1
     return next == size ? (place & 0x8000) ^ 0x8000 : next | place & 0x8000
@@ -25,7 +25,7 @@ extension ReferenceDevice {
   func drainPacked(_ queue: inout Queue, _ state: inout State) throws(QueueError) {
     while true {
       var answers: [Answer] = []
-      // Also when a chain is broken: what was right before it is answered.
+      // Also if a chain is broken: good ones before it are answered.
       defer { answer(answers.reversed(), &queue) }
       while Self.isAvailable(queue.flags(queue.next).loadAcquire(), queue.next) {
         let (pieces, id, count) = try walkPacked(&queue)
@@ -51,7 +51,7 @@ extension ReferenceDevice {
     }
   }
 
-  /// Writes used descriptors from the last one on, so that a driver sees all of them or none.
+  /// Writes used descriptors from the last one to the first, so that a driver sees all of them or none.
   private func answer(_ answers: [Answer], _ queue: inout Queue) {
     guard !answers.isEmpty, flaw != .neverPublishes else { return }
     let old = queue.published
@@ -82,7 +82,7 @@ extension ReferenceDevice {
     switch queue.available(2).loadAcquire() {
     case 0: wanted = true
     case 2 where queue.eventIndex:
-      // The place that the driver named is among those that were passed.
+      // Whether the driver's event is among the descriptors that were passed.
       let event = queue.available(0).loadRelaxed()
       var place = old
       var isPassed = false

@@ -1,13 +1,13 @@
-/// A slow and obvious block device over an array of bytes: a second opinion about every rule, written from the
-/// specification and sharing nothing with the product's rings. It can be told to be wrong in one way, to prove that the
-/// driver would see it.
+/// A slow and simple block device over an array of bytes: a second implementation of every rule, written from the
+/// specification and without any code of the product's rings. It can be told to be wrong in one way, to prove that the
+/// driver detects that.
 import CLinux
 import Foundation
 import Synchronization
 import SystemPackage
 import VirtioCore
 
-/// One way to be wrong.
+/// One way of being wrong.
 enum Flaw: String, CaseIterable, Sendable {
   case wrongID, idOutOfRange, idTwice, lengthTooLong, indexJumps, indexBackwards, neverPublishes, noCall, callsWhenUnwanted
   case ignoresKicks, garbageUsedFlags, changesDescriptor, changesAvailableIndex
@@ -100,11 +100,11 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   }
 
   deinit {
-    // The thread holds no reference while it sleeps; woken, it finds nobody and ends.
+    // The thread holds no reference while it sleeps; once woken, it finds the device gone and ends.
     EventCounter.signal(wake.rawValue)
   }
 
-  /// What the disk holds now.
+  /// The present content of the disk.
   var disk: [UInt8] { state.withLock { $0.disk } }
 
   func accepts(_ features: FeatureSet) -> Bool { true }
@@ -171,7 +171,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
   func prepare(_ queues: [Int], memory: GuestMemory, kind: QueueKind) { tell(.prepared) }
   func unprepare() {}
 
-  /// Nothing is ever held here.
+  /// Queues are never held here.
   func release(queue: Int) {}
 
   func stop(queue: Int) {
@@ -234,7 +234,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
         throw .availableIndexJumped(from: queue.next, to: available, size: queue.size)
       }
       if available == queue.next {
-        // Wait for kicks again, then look once more.
+        // Enable kicks again, then look once more.
         if queue.eventIndex {
           queue.availableEvent.storeRelaxed(flaw == .ignoresKicks ? queue.next &- 1 : queue.next)
         } else {
@@ -350,7 +350,7 @@ final class ReferenceDevice: VirtioDevice, @unchecked Sendable {
 
   // MARK: requests
 
-  /// - Returns: used.len.
+  /// - Returns: the used length.
   func execute(
     _ pieces: [Piece], _ head: UInt16, _ queue: inout Queue, _ state: inout State
   ) throws(QueueError) -> UInt32 {

@@ -1,5 +1,5 @@
-/// The driver's half of a ring and the device's, which share no code, on the same memory: every chain arrives as it was given
-/// and in order, every answer comes back to whom it belongs, and a side that sleeps is woken.
+/// The driver's half of a ring and the device's, which share no code, on the same memory: every chain arrives unchanged
+/// and in order, every answer reaches the request that it belongs to, and a sleeping side is woken.
 import Testing
 import VirtioCore
 
@@ -53,7 +53,7 @@ struct RingContractTests {
   }
 }
 
-/// The two halves, and what each is owed.
+/// Both halves, and what each still has to receive.
 @safe
 private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
   static var chains: UInt32 { 4000 }
@@ -68,9 +68,9 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var random = SeededRandom(seed: 14)
   var added: UInt32 = 0
   var reaped: UInt32 = 0
-  /// What the driver gave, by token.
+  /// Chains that the driver has submitted, by token.
   var given: [UInt32: [ChainPiece]] = [:]
-  /// Tokens that the device has not taken, and those that it has and not answered, beside their chains.
+  /// Tokens that the device has not taken yet, and those that it has taken and not answered, with their chains.
   var waiting: [UInt32] = []
   var held: [UInt32] = []
   let chains: UnsafeMutablePointer<Chain>
@@ -124,7 +124,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
       default: try reap()
       }
       idle = reaped == before ? idle + 1 : 0
-      // Nothing for so many steps: something is stuck, or lost.
+      // No progress for that many steps: something is stuck, or lost.
       guard idle < 10_000 else {
         Issue.record("\(added) added, \(waiting.count) not taken, \(held.count) not answered, \(answers.count) not reaped")
         break
@@ -155,7 +155,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let kicks = EventCounter.drain(kick.rawValue)
     #expect(kicks == (kicked ? 1 : 0))
     guard unpublished, deviceSleeps else { return }
-    #expect(kicked, "a device that sleeps was not kicked")
+    #expect(kicked, "a sleeping device was not kicked")
     deviceSleeps = false
   }
 
@@ -164,7 +164,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     var shape = unsafe ChainShape(at: segments)
     guard let chain = unsafe try device.pop(into: segments, capacity: 64, shape: &shape) else {
       let isThere = device.enableKicks()
-      #expect(!isThere, "there is something, and it was not taken")
+      #expect(!isThere, "there is a chain, and it was not taken")
       deviceSleeps = true
       return
     }
@@ -184,7 +184,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     held.append(token)
   }
 
-  /// Any of those that the device holds, or the first of them.
+  /// Answers any chain that the device holds, or the first one.
   private mutating func answer() {
     guard !held.isEmpty else { return }
     guard !inOrder else { return answerFirst() }
@@ -212,7 +212,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     (given[token] ?? []).reduce(0) { $0 + ($1.deviceWrites ? $1.length : 0) }
   }
 
-  /// All that is writable, or some of it.
+  /// The whole writable length, or part of it.
   private mutating func answerLength(_ token: UInt32) -> UInt32 {
     let writable = writable(token)
     return inOrder && random.chance(3, in: 4) ? writable : UInt32(random.next() % UInt64(writable + 1))
@@ -224,7 +224,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     published = answers.count
     let calls = device.needsCall()
     guard isNew, driverSleeps else { return }
-    #expect(calls, "a driver that sleeps was not called")
+    #expect(calls, "a sleeping driver was not called")
     driverSleeps = false
   }
 
@@ -232,7 +232,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     guard !driverSleeps else { return }
     guard let used = try driver.reap() else {
       let isUnseen = published > 0
-      #expect(!isUnseen, "an answer was shown and not seen")
+      #expect(!isUnseen, "an answer was published and not seen")
       guard random.chance(1, in: 2) else { return driver.disableCalls() }
       let sleeps = driver.enableCalls()
       #expect(sleeps)

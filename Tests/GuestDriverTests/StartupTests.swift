@@ -1,5 +1,5 @@
-/// The ground that the program stands on, however it is started: missing descriptors, signals, a log that nobody
-/// reads, no /proc, limits of file sizes, names that say something to a terminal.
+/// The environment in which the program starts: missing descriptors, signals, a log that nobody
+/// reads, no /proc, limits on file sizes, names with terminal escapes.
 import CLinux
 import Foundation
 import GuestDriver
@@ -8,7 +8,7 @@ import Testing
 import VhostUser
 import VirtioCore
 
-@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk is not built next to the tests"))
+@Suite(.enabled(if: vmmBlk != nil, "the program vmm-blk was not built beside the tests"))
 struct StartupTests {
   /// A folder with an image of 64 KiB that is not all zeroes.
   final class Place {
@@ -33,19 +33,19 @@ struct StartupTests {
       try String(contentsOfFile: log, encoding: .utf8).split(separator: "\n").map(String.init)
     }
 
-    /// Runs the program to its end. - Returns: its status and what it printed.
+    /// Runs the program to its end. - Returns: its status and its output.
     func run(_ arguments: [String], before: String = "", _ redirections: String = "") throws -> (code: Int32, text: String) {
       let child = try ChildProcess(shell(before, redirections) + arguments, output: log)
       let code = child.wait()
       return (code, try String(contentsOfFile: log, encoding: .utf8))
     }
 
-    /// Words that start the program by way of a shell.
+    /// Arguments that start the program through a shell.
     func shell(_ before: String = "", _ redirections: String) throws -> [String] {
       ["/bin/sh", "-c", before + "exec \"$0\" \"$@\" " + redirections, try #require(vmmBlk)]
     }
 
-    /// What may not be there yet.
+    /// Retries until the body succeeds.
     func wait<Value>(_ body: () throws -> Value) throws -> Value {
       let end = ContinuousClock.now + Patience.limit
       while true {
@@ -80,7 +80,7 @@ struct StartupTests {
     case serveSync, serveUring, serveMapped, serveThreads, run, copyOut, copyIn
   }
 
-  /// Every subset of standard input, output and error.
+  /// Every subset of standard input, output and error is closed.
   @Test(arguments: 0..<8, Command.allCases)
   func noLogLandsInAFileWhenStandardDescriptorsAreMissing(_ closed: Int, _ command: Command) throws {
     let place = try Place()
@@ -172,7 +172,7 @@ struct StartupTests {
     let server = try ChildProcess([#require(vmmBlk), "serve", "--disks", place.directory + "/list"], output: place.log)
     struct NotYet: Error {}
     try place.wait {
-      // What it says of a front-end names the socket; a connection that is gone before it looks is not one.
+      // The message about a front-end names the socket; a connection that is closed before the server accepts it causes none.
       let frontend = try Frontend(connectingTo: socket, patience: Patience.limit)
       defer { withExtendedLifetime(frontend) {} }
       try place.wait { if try !place.lines().contains(where: { $0.contains("s\\n\\x1bc") }) { throw NotYet() } }
@@ -181,15 +181,15 @@ struct StartupTests {
     let lines = try place.lines()
     for line in lines {
       #expect(!line.contains("\u{1b}"))
-      // Who writes is said once.
+      // The program's name is there once.
       #expect(line.hasPrefix("Serving ") || line.components(separatedBy: "vmm-blk").count == 2, "\(line)")
       #expect(!line.contains("vmm_blk"), "\(line)")
     }
   }
 
-  // MARK: What may be missing or short
+  // MARK: Missing or limited resources
 
-  /// How to be without /proc; `nil` where nobody lets us.
+  /// A command line without /proc; `nil` if the system does not allow one.
   private static let withoutProc: [String]? = {
     let shell = "mount -t tmpfs none /proc && exec \"$0\" \"$@\""
     for words in [["/usr/bin/env", "unshare", "-m"], ["/usr/bin/env", "unshare", "-r", "-m"]] {
@@ -201,7 +201,7 @@ struct StartupTests {
     return nil
   }()
 
-  @Test(.enabled(if: withoutProc != nil, "no name space without /proc can be made"))
+  @Test(.enabled(if: withoutProc != nil, "a mount namespace without /proc cannot be created here"))
   func withoutProcEveryCommandDoesItsWorkOrFails() throws {
     let place = try Place()
     let start = try #require(Self.withoutProc) + [#require(vmmBlk)]
@@ -237,7 +237,7 @@ struct StartupTests {
     #expect(text.contains("/dev/zero"), "\(text)")
   }
 
-  // MARK: A memory file that is cut
+  // MARK: Truncated memory files
 
   @Test(arguments: ["sync", "auto", "mapped"], [true, false])
   func aMemoryFileThatIsCutDoesNotKeepTheDeviceFromItsEnd(engine: String, toTheHeader: Bool) throws {
@@ -245,7 +245,7 @@ struct StartupTests {
     let device = try ChildProcess(
       [#require(vmmBlk), "run", "--memory", place.memory, "--create", "1M", "--blk-file", place.image, "--engine", engine],
       output: place.log)
-    // A driver that has started its queue and goes without a word.
+    // A driver that has started its queue and leaves without a reset.
     do {
       let transport = try place.wait { try MemoryFileTransport(path: place.memory, milliseconds: Place.milliseconds) }
       let client = try BlockClient(transport)

@@ -1,4 +1,4 @@
-/// SUSPEND (virtio 3.4) of a real device, over the interfaces that have it, with both kinds of ring.
+/// SUSPEND (virtio 3.4) of a real device, over the interfaces that have it, in both ring formats.
 import Foundation
 import Testing
 import VirtioCore
@@ -7,7 +7,7 @@ import VirtioCore
 
 @Suite struct SuspendTests {
   @Test(
-    "requests that are given to a suspended device are answered when it is resumed",
+    "requests submitted to a suspended device are answered when it is resumed",
     arguments: Setup.with(.memoryFile) + Setup.modernFaces)
   func waits(_ setup: Setup) throws {
     var options = BenchOptions()
@@ -19,7 +19,7 @@ import VirtioCore
     let live = try bench.transport.status()
     for round in 0..<20 {
       let bytes = [UInt8](repeating: UInt8(round + 1), count: 4096)
-      // Some are in flight when it is suspended, and some come afterwards.
+      // Some are in flight when it is suspended, and some are submitted afterwards.
       var given = 0
       for number in 0..<round % 4 where try client.queues[0].submit(.write(sector: UInt64(8 * number), bytes)) != nil {
         given += 1
@@ -46,7 +46,7 @@ import VirtioCore
 }
 
 extension Bench {
-  /// How many answers are there, all of which have to be good.
+  /// The number of answers so far, all of which have to be OK.
   fileprivate func reapAll(_ queue: Int) throws -> Int {
     var count = 0
     while let outcome = try client.queues[queue].reap() {

@@ -1,4 +1,4 @@
-/// The same driver over each transport: bring-up, data, calls, and a back-end that is not ours.
+/// The same driver over each transport: start-up, data, calls, and another project's back-end.
 import CLinux
 import Foundation
 import Testing
@@ -26,16 +26,16 @@ struct TransportTests {
     Variant(queueSize: 1024, logicalBlock: 4096),
   ]
 
-  @Test("the verifier is content", arguments: Setup.allCases, variants)
+  @Test("the verifier finds no error", arguments: Setup.allCases, variants)
   func verify(_ setup: Setup, variant: Variant) throws { try prove(setup, variant) }
 
-  @Test("the verifier is content, whatever the registers are", arguments: Setup.faces, variants.prefix(2))
+  @Test("the verifier finds no error, with any register interface", arguments: Setup.faces, variants.prefix(2))
   func verifyFaces(_ setup: Setup, variant: Variant) throws { try prove(setup, variant) }
 
   private func prove(_ setup: Setup, _ variant: Variant) throws {
     var options = BenchOptions()
     options.features = variant.features
-    // A packed ring takes any number of entries.
+    // A packed ring may have any number of entries.
     options.queueSize = setup.ring == .packed && variant.queueSize > 4 ? variant.queueSize - 1 : variant.queueSize
     options.logicalBlock = variant.logicalBlock
     let bench = try Bench(setup, options)
@@ -62,7 +62,7 @@ struct TransportTests {
     try client.shutDown()
   }
 
-  @Test("of a device with two interfaces, each is found and used", arguments: Setup.faces)
+  @Test("each interface of a device with two is found and used", arguments: Setup.faces)
   func faces(_ setup: Setup) throws {
     let bench = try Bench(setup)
     let isLegacy = setup.prefersLegacy || !setup.interface.hasModern
@@ -73,13 +73,13 @@ struct TransportTests {
     let size = bench.client.session.queues[1].ring.layout.size
     #expect(size == (isLegacy && setup.interface.isPCI ? 1024 : 16))
     #expect(bench.transport.name.hasPrefix("memory file, "))
-    // Down, up, and once more without the reset of a driver that left in order.
+    // Shut down, started, and started again without the reset of an orderly shutdown.
     try bench.restart()
     try bench.reconnect()
     try bench.expectWitnessWell()
   }
 
-  @Test("every feature subset that makes sense is accepted, and the same one again", arguments: Setup.allFaces)
+  @Test("every sensible subset of features is accepted, and accepted again", arguments: Setup.allFaces)
   func featureSubsets(_ setup: Setup) throws {
     let bench = try Bench(setup)
     var random = SeededRandom(seed: 8)
@@ -113,7 +113,7 @@ struct TransportTests {
         try transport.setStatus([.acknowledge, .driver, .featuresOK])
         isAccepted = try transport.status().contains(.featuresOK)
       } catch {
-        // Without FEATURES_OK of its own, vhost-user has only the refusal of SET_FEATURES.
+        // vhost-user has no FEATURES_OK, so all it can do is to refuse SET_FEATURES.
         #expect(setup.device == .vhostUser)
       }
       #expect(!isAccepted)
@@ -122,7 +122,7 @@ struct TransportTests {
     try bench.expectWitnessWell()
   }
 
-  @Test("no call that is not wanted", arguments: Setup.allFaces, [false, true])
+  @Test("no unwanted call", arguments: Setup.allFaces, [false, true])
   func suppressedCalls(_ setup: Setup, eventIndex: Bool) throws {
     var options = BenchOptions()
     if !eventIndex { options.features.remove(.eventIndex) }
@@ -137,11 +137,11 @@ struct TransportTests {
     }
     usleep(2000)
     try queue.ring.noteCalls()
-    // One may have come when the line was connected.
+    // One may have come when the call was connected.
     #expect(queue.ring.notifications.calls <= 1)
   }
 
-  @Test("with an event index, one call at the wanted entry and none before", arguments: Setup.allFaces)
+  @Test("with an event index, one call at the requested entry and none before", arguments: Setup.allFaces)
   func eventIndex(_ setup: Setup) throws {
     let bench = try Bench(setup)
     let queue = bench.client.queues[0]
@@ -154,7 +154,7 @@ struct TransportTests {
       for place in 0..<5 as Range<UInt64> {
         _ = try #require(try queue.submit(.read(sector: place, bytes: 512)))
         queue.publish()
-        // One after the other, so that the batches are known.
+        // One at a time, so that the batches are known.
         try waitUntil("entry \(place) is used") { queue.ring.usedCount &- start > UInt16(place) }
         if place == 3 {
           usleep(500)
@@ -168,7 +168,7 @@ struct TransportTests {
     }
   }
 
-  @Test("calls come when they are wanted, many times over", arguments: Setup.allFaces, [false, true])
+  @Test("calls come whenever they are wanted", arguments: Setup.allFaces, [false, true])
   func sleepingDriver(_ setup: Setup, eventIndex: Bool) throws {
     var options = BenchOptions()
     if !eventIndex { options.features.remove(.eventIndex) }
@@ -180,7 +180,7 @@ struct TransportTests {
     for queue in bench.client.queues { #expect(queue.ring.notifications.calls > 0) }
   }
 
-  @Test("a run on a queue that the device has stopped ends with the device's word for it", arguments: Setup.allFaces)
+  @Test("a run on a queue that the device has stopped ends with the device's reason", arguments: Setup.allFaces)
   func stoppedQueue(_ setup: Setup) throws {
     let bench = try Bench(setup)
     switch setup.ring {
@@ -220,7 +220,7 @@ struct TransportTests {
     try bench.expectWitnessWell()
   }
 
-  /// A back-end that we did not write, and that does not know us.
+  /// Another project's back-end, which does not know this driver.
   @Test("QEMU's storage daemon is proved right", .enabled(if: storageDaemonPath != nil, "qemu-storage-daemon is not installed"))
   func storageDaemon() throws {
     let binary = try #require(storageDaemonPath)
@@ -233,7 +233,7 @@ struct TransportTests {
       "type=vhost-user-blk,id=e,node-name=f,addr.type=unix,addr.path=\(directory)/sock,writable=on,num-queues=2",
     ])
     defer { daemon.end() }
-    // The socket's file is there a moment before somebody listens on it.
+    // The socket's file exists a moment before the daemon listens on it.
     try waitUntil("the daemon listens") { (try? Frontend(connectingTo: directory + "/sock")) != nil }
     for features in [BlockFeature.understood, BlockFeature.understood.subtracting([.eventIndex, .indirectDescriptors])] {
       let transport = try VhostUserTransport(path: directory + "/sock", memory: DriverMemory(size: 16 << 20))

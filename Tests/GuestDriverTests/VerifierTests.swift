@@ -1,10 +1,10 @@
-/// The verifier against the reference device: green when that is right, red for each way in which it can be wrong.
+/// The verifier against the reference device: no error if the device is right, and an error for each way of being wrong.
 import Testing
 import VirtioCore
 
 @testable import GuestDriver
 
-/// A driver and the reference device, in one process.
+/// A driver of the reference device, in one process.
 func makeClient(
   _ device: ReferenceDevice, features: FeatureSet = BlockFeature.understood, queueSize: UInt16 = 64, queues: Int? = nil,
   shape: RingShape = .separate, ring: RingFormat = .split, memory: DriverMemory? = nil
@@ -51,7 +51,7 @@ struct VerifierTests {
     Variant(features: all, queueSize: 32768, queues: 1, ring: .packed),
   ]
 
-  @Test("a right device is proved right", arguments: variants)
+  @Test("a correct device passes", arguments: variants)
   func rightDevice(_ variant: Variant) throws {
     let device = try ReferenceDevice(bytes: 1 << 20, queues: variant.queues, offersPacked: variant.ring == .packed)
     let client = try makeClient(
@@ -66,9 +66,9 @@ struct VerifierTests {
     try client.shutDown()
   }
 
-  @Test("memory in many pieces", arguments: [2, 17, 509])
+  @Test("memory in many regions", arguments: [2, 17, 509])
   func manyRegions(_ count: Int) throws {
-    // Every other region touches its neighbour, so both kinds of edges are there.
+    // Every other region is adjacent to its neighbour, so both kinds of edges occur.
     let size: UInt64 = count > 2 ? 16 << 10 : 128 << 10
     let layout = (0..<count).map { index in
       (start: GuestAddress(UInt64(index / 2) << 20 | UInt64(index % 2) * size), size: Int(size))
@@ -89,7 +89,7 @@ struct VerifierTests {
     #expect(report.bytesRead >= 256 << 10)
   }
 
-  @Test("the same seed makes the same requests")
+  @Test("the same seed gives the same requests")
   func seedBringsBack() throws {
     func run() throws -> ([BlockRequestType: Int], [UInt8]) {
       let device = try ReferenceDevice(bytes: 1 << 18, queues: 1)
@@ -111,7 +111,7 @@ struct VerifierTests {
     #expect(try verifier.run().bytes >= 1 << 20)
   }
 
-  /// A ring, and whether it has event indices.
+  /// A ring format, with or without event indices.
   struct Ring: Sendable, CustomTestStringConvertible {
     var format: RingFormat
     var eventIndex: Bool
@@ -125,13 +125,13 @@ struct VerifierTests {
     let client = try makeClient(
       device, features: ring.eventIndex ? Self.all : Self.all.subtracting(.eventIndex), queueSize: 32, ring: ring.format,
       memory: try DriverMemory(size: 4 << 20))
-    // A packed ring has no index that could jump: what is in the wrong place is not seen.
+    // A packed ring has no index that could jump: a used descriptor in the wrong place is never seen.
     let isSilent = flaw == .neverPublishes || flaw == .ignoresKicks || (flaw == .indexJumps && ring.format == .packed)
-    // Short where the silence is the flaw, and only there.
+    // Short if silence is the flaw, and only then.
     if isSilent { client.patience = .milliseconds(300) }
     if flaw == .noCall { for queue in client.queues { queue.ring.callPatience = .milliseconds(200) } }
     client.waiting = flaw == .callsWhenUnwanted ? .polling : .calls
-    // A call that is missed is only missed if the driver waits for it.
+    // A missing call is noticed only if the driver waits for it.
     client.depth = flaw == .noCall ? 1 : 4
     var verifier = try Verifier(client, VerifyOptions(seed: 5, limit: .bytes(2 << 20), largest: 8192))
     let error = #expect(throws: VerifyError.self) { try verifier.run() }
@@ -141,13 +141,13 @@ struct VerifierTests {
     #expect(words.contains { text.contains($0) }, "\(text)")
   }
 
-  /// What the sentence has to say about a packed ring, where that is something else.
+  /// Words that the error must contain for a packed ring, if they differ.
   static let packedWords: [Flaw: [String]] = [
     .indexJumps: ["no answer"], .indexBackwards: ["neither available nor used"],
     .changesAvailableIndex: ["changed the driver's event suppression"], .garbageUsedFlags: ["event suppression is flags 0x3"],
   ]
 
-  /// What the sentence has to say.
+  /// Words that the error must contain.
   static let words: [Flaw: [String]] = [
     .wrongID: ["does not hold"], .idOutOfRange: ["does not hold"], .idTwice: ["does not hold"],
     .lengthTooLong: ["writable ones"],

@@ -1,5 +1,5 @@
-/// The ring of the queue to which a test does what no driver may do, split or packed: chains go by the names that the test
-/// gives them, heads or IDs.
+/// The ring of the queue on which a test does what no driver may do, split or packed. Chains go by names that the test
+/// chooses: heads or IDs.
 import VirtioCore
 
 @testable import GuestDriver
@@ -7,9 +7,9 @@ import VirtioCore
 final class Victim {
   let format: RingFormat
   private let raw: DriverQueue.RawView
-  /// Packed: what each name stands for; it goes into the ring when it is offered.
+  /// Packed: each name's descriptors, which go into the ring when the chain is offered.
   private var chains: [UInt16: [RawDescriptor]] = [:]
-  /// Packed: where the next chain goes, where the next used descriptor is to be, and what was found before it.
+  /// Packed: where the next chain goes, where the next used descriptor is expected, and what was found before it.
   var next = RingPosition.start
   private var nextUsed = RingPosition.start
   private var found: [(id: UInt32, length: UInt32)] = []
@@ -19,7 +19,7 @@ final class Victim {
     raw = queue.ring.raw
   }
 
-  /// The fields of a split ring.
+  /// The fields of the split ring.
   var split: RawRing {
     guard case .split(let ring) = raw else { preconditionFailure("this test is for split rings") }
     return ring
@@ -51,7 +51,7 @@ final class Victim {
     }
   }
 
-  /// Makes chains available without looking whether they may be.
+  /// Makes chains available without checking whether that is allowed.
   func offer(_ names: UInt16...) {
     switch raw {
     case .split(let ring): for name in names { ring.offer(name) }
@@ -79,7 +79,7 @@ final class Victim {
     }
   }
 
-  /// What was used from the `start`-th on.
+  /// Used elements from the `start`-th on.
   func usedElements(since start: UInt16) -> [(id: UInt32, length: UInt32)] {
     switch raw {
     case .split(let ring): return ring.usedElements(since: start)
@@ -89,7 +89,7 @@ final class Victim {
     }
   }
 
-  /// Writes anything into both sides' wishes.
+  /// Writes random values into both sides' event words.
   func scribbleEvents(_ random: inout SeededRandom) {
     func word() -> UInt16 { UInt16(truncatingIfNeeded: random.next()) }
     switch raw {

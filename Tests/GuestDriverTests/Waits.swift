@@ -1,4 +1,4 @@
-/// Waiting in tests: one limit, far beyond what a loaded machine takes, and a wait that fails ends its test.
+/// Waiting in tests: one limit, far beyond what a loaded machine needs; a wait that times out fails its test.
 import CLinux
 import Glibc
 import VirtioCore
@@ -10,11 +10,11 @@ struct WaitedInVain: Error, CustomStringConvertible {
   var description: String
 }
 
-/// Looks until it is so.
+/// Polls until the condition holds.
 func waitUntil(_ what: @autoclosure () -> String, _ isSo: () throws -> Bool) throws {
   let end = ContinuousClock.now + Patience.limit
   while try !isSo() {
-    guard .now < end else { throw WaitedInVain(description: "waited in vain until \(what())") }
+    guard .now < end else { throw WaitedInVain(description: "timed out waiting until \(what())") }
     usleep(200)
   }
 }

@@ -1,4 +1,4 @@
-/// The commands as a person runs them, in processes of their own: run, inspect, and the driver in Python on the other end.
+/// The commands as a user runs them, each as a process: run, inspect, and a driver in Python as the other end.
 import CLinux
 import Foundation
 import MemoryFile
@@ -13,7 +13,7 @@ extension Program {
   /// `vmm-blk run` in the background.
   fileprivate static func run(_ arguments: [String]) throws -> Program { try Program(["run"] + arguments) }
 
-  /// Ends the process and returns what it said.
+  /// Ends the process. - Returns: how, and its output.
   fileprivate func end(_ signal: Int32) -> (status: Int32, reason: Process.TerminationReason, text: String) {
     kill(process.processIdentifier, signal)
     let end = finish()
@@ -35,7 +35,7 @@ extension Program {
   private func makeDisk(_ size: Int) throws { try Data(count: size).write(to: URL(fileURLWithPath: disk)) }
 
   @Test(
-    "a driver in Python brings the device up, writes, flushes, reads back and verifies",
+    "a driver in Python starts the device, writes, flushes, reads back and verifies",
     arguments: [
       ["--engine", "sync"], ["--engine", "auto", "--num-queues", "2", "--direct", "off"],
     ])
@@ -54,7 +54,7 @@ extension Program {
     #expect(text.contains("Serving \(disk) on \(memory)") && text.contains("ending on signal 15"))
   }
 
-  @Test("a device that is killed and started again loses nothing that a driver was told, and the driver goes on")
+  @Test("a device that is killed and restarted loses nothing that was acknowledged, and the driver goes on")
   func killedDevice() throws {
     try makeDisk(4 << 20)
     let first = try Program.run(["--memory", memory, "--create", "1M", "--blk-file", disk])
@@ -66,7 +66,7 @@ extension Program {
     python.standardError = output
     try python.run()
     defer { if python.isRunning { kill(python.processIdentifier, SIGKILL) } }
-    // In the middle of the writes, if we are quick enough; at any other moment it has to work as well.
+    // During the writes, if the test is fast enough; at any other moment it has to work as well.
     for _ in 0..<20_000 {
       if let snapshot = try? MemoryFileSnapshot(path: memory), snapshot.doorbells[0].kicks >= 20 { break }
       usleep(100)
@@ -105,7 +105,7 @@ extension Program {
     _ = device.end(SIGTERM)
   }
 
-  @Test("a guest finds out what the registers are, also of a device that was killed", arguments: RegisterInterface.allCases)
+  @Test("a guest detects the register interface, even after the device was killed", arguments: RegisterInterface.allCases)
   func registers(_ interface: RegisterInterface) throws {
     try makeDisk(4 << 20)
     let first = try Program.run(
@@ -140,7 +140,7 @@ extension Program {
   }
 
   @Test(
-    "registers that are none, or are those of a file that exists, are refused in a sentence",
+    "an invalid register interface, or one for an existing file, is refused in one sentence",
     arguments: [
       (["--create", "1M", "--registers", "isa"], "pci-transitional"), (["--registers", "pci"], "--registers is for --create"),
     ])
@@ -170,7 +170,7 @@ extension Program {
     #expect(try Data(contentsOf: URL(fileURLWithPath: disk))[1536..<2048].allSatisfy { $0 == 0xab })
   }
 
-  @Test("--once says what stopped a queue, and fails")
+  @Test("--once reports what stopped a queue, and fails")
   func onceBroken() throws {
     let (memory, disk) = try Images.copy("two-queues", to: directory)
     let said = try run(program, ["run", "--memory", memory, "--blk-file", disk, "--once"], succeeds: false)
@@ -180,7 +180,7 @@ extension Program {
   }
 
   @Test(
-    "--once says why nothing was processed",
+    "--once reports why nothing was processed",
     arguments: [
       ("before-driver-ok", [], "has not set DRIVER_OK"),
       ("two-queues", ["--num-queues", "1"], "what this disk does not offer"),
@@ -194,7 +194,7 @@ extension Program {
     #expect(try Data(contentsOf: URL(fileURLWithPath: disk)) == before)
   }
 
-  @Test("--raw: a file of guest memory and nothing else, rings by option")
+  @Test("--raw: a file with guest memory only, and rings given by options")
   func raw() throws {
     let (memory, disk) = try Images.copy("read-write", to: directory)
     let layout = try MemoryFileSnapshot(path: memory).layout
@@ -212,7 +212,7 @@ extension Program {
     #expect((queue["usedElements"] as? [[String: Any]])?.count == 4)
   }
 
-  @Test("inspect --json tells what the drawing shows")
+  @Test("inspect --json has the content of the drawing")
   func inspectJSON() throws {
     let (memory, _) = try Images.copy("indirect", to: directory)
     let said = try run(program, ["inspect", memory, "--json"])
@@ -224,7 +224,7 @@ extension Program {
   }
 
   @Test(
-    "what cannot be is refused with one sentence, and leaves nothing behind",
+    "invalid options are refused in one sentence, and leave nothing behind",
     arguments: [
       (["--blk-file", "disk"], "there is no memory file"),
       (["--create", "1M", "--blk-file", "nowhere"], "there is no image"),
@@ -250,7 +250,7 @@ extension Program {
     #expect(!FileManager.default.fileExists(atPath: memory))
   }
 
-  @Test("a file that is in use, or is none, is refused with one sentence")
+  @Test("a file that is in use, or is no memory file, is refused in one sentence")
   func otherFiles() throws {
     try makeDisk(65536)
     let file = try MemoryFile.create(path: memory, memorySize: 65536, maximumQueues: 1)

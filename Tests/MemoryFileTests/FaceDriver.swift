@@ -1,10 +1,10 @@
-/// One driver's words for every register face, so that a test's body is written once.
+/// One set of driver operations for every register interface, so that a test's body is written once.
 import MemoryFile
 import Testing
 import VirtioCore
 import VirtioRegisters
 
-/// What a memory file's registers are, and through which of their interfaces they are used.
+/// A memory file's register interface, and which one is used if there are two.
 struct Face: Sendable, CustomTestStringConvertible {
   var interface: RegisterInterface
   var prefersLegacy = false
@@ -18,13 +18,13 @@ struct Face: Sendable, CustomTestStringConvertible {
 
   var featuresOK: UInt32 { isLegacy ? 3 : 11 }
   var driverOK: UInt32 { isLegacy ? 7 : 15 }
-  /// What is always accepted.
+  /// The features that have to be accepted.
   var least: FeatureSet { isLegacy ? [] : [.version1] }
 
-  /// What `FaceDriver.bringUp` sets up.
+  /// The configuration that `FaceDriver.bringUp` sets up.
   func configuration(_ queue: Int) -> QueueConfiguration {
     let base = 0x10000 + UInt64(queue) * 0x4000
-    // Over PCI a legacy device alone says how large its rings are.
+    // Only over legacy PCI does the device dictate the size of its rings.
     let size: UInt16 = isLegacy && interface.isPCI ? 256 : 8
     if isLegacy {
       let parts = 18 * UInt64(size) + 6
@@ -38,7 +38,7 @@ struct Face: Sendable, CustomTestStringConvertible {
   }
 }
 
-/// A driver of a memory file with any registers.
+/// A driver of a memory file, over any register interface.
 struct FaceDriver: Sendable {
   let driver: MemoryFileDriver
   let face: Face
@@ -50,7 +50,7 @@ struct FaceDriver: Sendable {
 
   private var isMMIO: Bool { !face.interface.isPCI }
 
-  // MARK: The spaces of PCI
+  // MARK: PCI address spaces
 
   func pci(_ space: PCIRegisters.Space, _ offset: UInt32, _ width: Int) throws -> UInt64 {
     try driver.read(RegisterModel.offset(space, offset), width: width)
@@ -63,10 +63,10 @@ struct FaceDriver: Sendable {
   private func common(_ offset: UInt32, _ width: Int) throws -> UInt64 { try pci(.bar(4), offset, width) }
   private func setCommon(_ offset: UInt32, _ width: Int, _ value: UInt64) throws { try setPCI(.bar(4), offset, width, value) }
 
-  /// BARs, memory and bus mastering; a new function has none of them.
+  /// Decodes BARs, and enables memory access and bus mastering; for a new function all are off.
   func enable() throws { if !isMMIO { try setPCI(.configuration, 4, 2, 7) } }
 
-  /// Messages on, each vector with its own, the configuration's and the queues' sources mapped to 0, 1, ….
+  /// Enables MSI-X, with a message for each vector, and maps the configuration's and the queues' sources to 0, 1, ….
   func useMessages(queues: Int) throws {
     for vector in 0...UInt32(queues) {
       try setPCI(.bar(1), vector * 16, 8, 0xfee0_0000)
@@ -85,7 +85,7 @@ struct FaceDriver: Sendable {
 
   func mask(_ vector: UInt32, _ isMasked: Bool) throws { try setPCI(.bar(1), vector * 16 + 12, 4, isMasked ? 1 : 0) }
 
-  // MARK: Verbs
+  // MARK: Operations
 
   func status() throws -> UInt32 {
     if isMMIO { return UInt32(try driver.read(0x70)) }
@@ -160,7 +160,7 @@ struct FaceDriver: Sendable {
       ? setPCI(.bar(0), 0x10, 2, UInt64(queue)) : setPCI(.bar(4), 0x4000 + UInt32(queue) * 4, 2, UInt64(queue))
   }
 
-  /// "Ring or configuration?": the pending bits. Of PCI's they are none any more after that.
+  /// The pending bits: "ring or configuration?". Over PCI, reading them clears them.
   func interrupts() throws -> UInt32 {
     if isMMIO { return UInt32(try driver.read(0x60)) }
     return UInt32(try face.isLegacy ? pci(.bar(0), 0x13, 1) : pci(.bar(4), 0x1000, 1))

@@ -1,4 +1,4 @@
-/// What a memory file promises, with every register face that it can have.
+/// The guarantees of a memory file, with every register interface.
 import Foundation
 import MemoryFile
 import RingInspector
@@ -27,7 +27,7 @@ import VirtioRegisters
     return (file, device, try ServedFile(file, device))
   }
 
-  @Test("the header says which registers the mailbox reaches", arguments: RegisterInterface.allCases)
+  @Test("the header tells which registers the mailbox reaches", arguments: RegisterInterface.allCases)
   func header(_ interface: RegisterInterface) throws {
     let made = try file(Face(interface: interface))
     let opened = try MemoryFile.open(path: made.path)
@@ -39,7 +39,7 @@ import VirtioRegisters
     #expect(picture.contains("registers") == (interface != .mmio))
   }
 
-  @Test("registers of a kind that nobody knows are refused", arguments: [5, 255, 0xffff_ffff] as [UInt32])
+  @Test("an unknown register interface is refused", arguments: [5, 255, 0xffff_ffff] as [UInt32])
   func unknownRegisters(_ number: UInt32) throws {
     let made = try file(Face(interface: .mmio))
     var bytes = try #require(FileManager.default.contents(atPath: made.path))
@@ -49,7 +49,7 @@ import VirtioRegisters
     #expect("\(String(describing: error))".contains("registers are of kind \(number)"))
   }
 
-  @Test("a bring-up starts the queues at DRIVER_OK, at the used index that their rings have", arguments: Face.all)
+  @Test("DRIVER_OK starts the queues, at the used index of their rings", arguments: Face.all)
   func bringUp(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -67,7 +67,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "row 36: the answer to a reset comes when every queue has been stopped, and clears what was pending", arguments: Face.all)
+    "row 36: a reset is answered when every queue has stopped, and clears pending bits", arguments: Face.all)
   func reset(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -83,7 +83,7 @@ import VirtioRegisters
     #expect(device.running.count == 1)
   }
 
-  @Test("kicks ring the queue's doorbell, by hand or by the notification register", arguments: Face.all)
+  @Test("kicks ring the queue's doorbell, directly or through the notification register", arguments: Face.all)
   func kicks(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -100,7 +100,7 @@ import VirtioRegisters
     #expect(bell.counter.loadAcquire() == seen &+ 2)
   }
 
-  @Test("a call sets bit 0 and rings; it is acknowledged as the face does it", arguments: Face.all)
+  @Test("a call sets bit 0 and rings; it is acknowledged in the interface's way", arguments: Face.all)
   func calls(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -115,7 +115,7 @@ import VirtioRegisters
     #expect(try driver.interrupts() == 0)
   }
 
-  @Test("status.5: a queue that fails sets NEEDS_RESET and notifies; a reset heals", arguments: Face.all)
+  @Test("status.5: a queue that fails sets NEEDS_RESET and notifies; a reset clears it", arguments: Face.all)
   func queueFailure(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -131,7 +131,7 @@ import VirtioRegisters
     #expect(device.running.count == 2)
   }
 
-  @Test("configuration changes are told, and what a driver writes is taken", arguments: Face.all)
+  @Test("configuration changes are reported, and a driver's writes are accepted", arguments: Face.all)
   func configuration(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -149,7 +149,7 @@ import VirtioRegisters
     #expect(try driver.interrupts() == 2)
   }
 
-  @Test("a device that starts again goes on where its predecessor stopped", arguments: Face.all)
+  @Test("a restarted device continues where its predecessor stopped", arguments: Face.all)
   func successor(_ face: Face) throws {
     let (file, _, served) = try serve(face)
     let driver = try FaceDriver(file.path, face)
@@ -164,7 +164,7 @@ import VirtioRegisters
     let again = try ServedFile(try MemoryFile.open(path: file.path), second)
     defer { again.stop() }
     #expect(try driver.status() == face.driverOK)
-    // A legacy driver's choice is fixed by DRIVER_OK, which comes after what it has written.
+    // A legacy driver's features are fixed by DRIVER_OK, which comes after its configuration writes.
     let told: [FakeDevice.Call] = [.negotiated(face.least.union(.eventIndex)), .wrote(32, [5])]
     #expect(
       second.calls == (face.isLegacy ? told.reversed() : told) + [
@@ -179,7 +179,7 @@ import VirtioRegisters
     #expect(second.running.isEmpty)
   }
 
-  @Test("a successor that can do less needs a reset and says so", arguments: Face.all)
+  @Test("a successor with fewer features sets NEEDS_RESET", arguments: Face.all)
   func lesserSuccessor(_ face: Face) throws {
     let (file, _, served) = try serve(face)
     let driver = try FaceDriver(file.path, face)
@@ -197,7 +197,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "legacy.init.2: who goes on after a driver that works without DRIVER_OK serves it", arguments: Face.all.filter(\.isLegacy))
+    "legacy.init.2: a successor serves a driver that works without DRIVER_OK", arguments: Face.all.filter(\.isLegacy))
   func early(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     let driver = try FaceDriver(file.path, face)
@@ -222,7 +222,7 @@ import VirtioRegisters
     #expect(second.running.count == 1)
   }
 
-  @Test("random bytes all over the control block never trap, and a reset heals", arguments: Face.all, 0..<8 as Range<UInt64>)
+  @Test("random bytes in the control block never trap, and after a reset it works", arguments: Face.all, 0..<8 as Range<UInt64>)
   func hostileControlBlock(_ face: Face, _ seed: UInt64) throws {
     let file = try file(face)
     var bytes = try #require(FileManager.default.contents(atPath: file.path))
@@ -244,7 +244,7 @@ import VirtioRegisters
   // MARK: PCI
 
   @Test(
-    "a message rings the doorbell without a bit in ISR; a masked one is held back and rings when it may", arguments: Face.pci)
+    "a message rings the doorbell without a bit in ISR; a masked one is held back until it is unmasked", arguments: Face.pci)
   func messages(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -272,28 +272,28 @@ import VirtioRegisters
     let none = calls()
     try signal(1)
     #expect(calls() == none)
-    // Back to the line, which tells what may have been missed.
+    // Back to INTx, which reports what may have been missed.
     try driver.setPCI(.configuration, 0x9a, 2, 0)
     #expect(calls()[1] == none[1] &+ 1)
     #expect(try driver.interrupts() == 1)
   }
 
   @Test(
-    "pci.isr.2, pci.intr.3: a configuration change goes to its vector, waits while that is masked, or goes nowhere",
+    "pci.isr.2, pci.intr.3: a configuration change is sent to its vector, waits while that is masked, or is not sent",
     arguments: Face.pci)
   func configurationMessages(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
     let driver = try FaceDriver(file.path, face)
     try driver.bringUp(queues: 1, messages: true)
-    /// The bit is set in any case, as the last but one thing.
+    /// The bit is set in any case, as the second to last step.
     func change() throws {
       device.raise(.configurationChanged)
       try wait(until: "the device has noticed") { driver.driver.interruptStatus == 2 }
     }
     var count = driver.driver.configurationCount
     try change()
-    // The next access is answered after what the device was about.
+    // The next access is answered after the device has done the last step.
     #expect(try driver.interrupts() == 2)
     #expect(driver.driver.configurationCount == count &+ 1)
     try driver.mask(0, true)
@@ -311,7 +311,7 @@ import VirtioRegisters
     #expect(driver.driver.configurationCount == count)
   }
 
-  @Test("with the line disabled nobody is woken, and bits are set all the same", arguments: Face.pci)
+  @Test("with INTx disabled no driver is woken, and the bits are set all the same", arguments: Face.pci)
   func disabledLine(_ face: Face) throws {
     let (file, device, served) = try serve(face)
     defer { served.stop() }
@@ -329,7 +329,7 @@ import VirtioRegisters
     #expect(driver.driver.callCount(queue: 0) == calls &+ 1 && driver.driver.configurationCount == changes &+ 1)
   }
 
-  @Test("a function that may not access memory stops its queues, and goes on where they stood", arguments: [false, true])
+  @Test("without bus mastering a function stops its queues, and continues at their positions", arguments: [false, true])
   func busMaster(_ isPacked: Bool) throws {
     let face = Face(interface: .pci)
     let features: FeatureSet = isPacked ? [.version1, .packedRing] : [.version1]
@@ -346,7 +346,7 @@ import VirtioRegisters
     #expect(device.running[0]?.position == QueuePosition(available: 5, used: 5))
   }
 
-  @Test("vectors and masks go on with the device that comes next", arguments: Face.pci)
+  @Test("vectors and masks are kept for the next device", arguments: Face.pci)
   func messagesOfASuccessor(_ face: Face) throws {
     let (file, _, served) = try serve(face)
     let driver = try FaceDriver(file.path, face)
@@ -358,7 +358,7 @@ import VirtioRegisters
     let again = try ServedFile(try MemoryFile.open(path: file.path), second)
     defer { again.stop() }
     #expect(try driver.status() == face.driverOK)
-    // What the predecessor may have owed: to queue 0 held back, to queue 1 sent.
+    // Calls that the predecessor may have owed: held back for queue 0, sent for queue 1.
     #expect([0, 1].map { driver.driver.callCount(queue: $0) } == [calls[0], calls[1] &+ 1])
     #expect(driver.driver.interruptStatus & 1 == 0)
     #expect(try driver.pci(.bar(1), 0x800, 4) == 2)
@@ -368,14 +368,14 @@ import VirtioRegisters
 
   // MARK: Hand-over
 
-  @Test("one device takes over from another, and the driver notices a pause", arguments: Face.all)
+  @Test("one device takes over from another, and the driver notices only a pause", arguments: Face.all)
   func handOver(_ face: Face) throws {
     let file = try file(face)
     let loop = try EventLoop()
     func turn(until isSo: () -> Bool) throws {
       let end = ContinuousClock.now + Patience.limit
       while !isSo() {
-        try #require(ContinuousClock.now < end, "what was waited for never came")
+        try #require(ContinuousClock.now < end, "timed out waiting for the condition")
         loop.after(.milliseconds(1)) { loop.stop() }
         try loop.run()
       }

@@ -1,4 +1,4 @@
-/// A device that only keeps a diary: what a transport did to it, and what the tests make it say.
+/// A device that only records what a transport does to it, and raises events that tests choose.
 import CLinux
 import Glibc
 import Synchronization
@@ -7,7 +7,7 @@ import TestSupport
 import VirtioCore
 
 final class FakeDevice: VirtioDevice {
-  /// What a transport may do, as it happened.
+  /// A transport's calls, in order.
   enum Call: Equatable {
     case negotiated(FeatureSet)
     case wrote(Int, [UInt8])
@@ -25,7 +25,7 @@ final class FakeDevice: VirtioDevice {
     var generation: UInt32 = 0
     var isHoldingStops = false
     var left: Set<Int> = []
-    /// Where queues stand when they are stopped; `nil`: where they were started.
+    /// The positions at which queues stop; `nil`: where they were started.
     var progress: UInt16?
   }
 
@@ -73,7 +73,7 @@ final class FakeDevice: VirtioDevice {
     }
   }
 
-  /// Byte 32 is the driver's, as in a block device.
+  /// Byte 32 may be written by the driver, as in a block device.
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
     guard offset == 32, bytes.count == 1 else { return false }
     state.withLock {
@@ -107,10 +107,10 @@ final class FakeDevice: VirtioDevice {
     if !isHeld { finishStop(queue) }
   }
 
-  /// From now on a queue that is told to stop does not, as with a medium that does not answer.
+  /// From now on a queue that is told to stop does not, as if its medium hung.
   func holdStops() { state.withLock { $0.isHoldingStops = true } }
 
-  /// The queue's last request is answered.
+  /// The queue's last request is answered, so it stops.
   func finishStop(_ queue: Int) {
     guard let activation = state.withLock({ $0.running.removeValue(forKey: queue) }) else { return }
     let progress = state.withLock { $0.progress }

@@ -1,4 +1,4 @@
-/// One device goes and another comes while a driver works: what the driver notices, and what happens to a takeover that fails.
+/// One device replaces another while a driver works: what the driver notices, and what happens when a takeover fails.
 import CLinux
 import Foundation
 import MemoryFile
@@ -21,19 +21,19 @@ import VirtioRegisters
     loop = try EventLoop()
   }
 
-  // MARK: Steps
+  // MARK: Helpers
 
-  /// Runs the loop until something is so.
+  /// Runs the loop until the condition holds.
   private func turn(until isSo: () -> Bool) throws {
     let end = ContinuousClock.now + Patience.limit
     while !isSo() {
-      try #require(ContinuousClock.now < end, "what was waited for never came")
+      try #require(ContinuousClock.now < end, "timed out waiting for the condition")
       loop.after(.milliseconds(1)) { [loop] in loop.stop() }
       try loop.run()
     }
   }
 
-  /// Lets a driver do something while the loop runs, and wants it to succeed.
+  /// Lets a driver do something while the loop runs, and expects it to succeed.
   private func drive(_ body: @escaping @Sendable () throws -> Void) throws {
     let access = SideThread(body)
     try turn { access.isOver }
@@ -52,7 +52,7 @@ import VirtioRegisters
     try turn { isClosed }
   }
 
-  /// A device that holds, on the file that another serves.
+  /// A held device on the file that another device serves.
   private func successor(of file: MemoryFile, _ device: any VirtioDevice) throws -> MemoryFileDevice {
     let taken = try MemoryFile.adopt(file.descriptor, path: file.path)
     return try MemoryFileDevice(file: taken, device: device, takesOver: true)
@@ -72,7 +72,7 @@ import VirtioRegisters
     return try #require(answer)
   }
 
-  /// Whether somebody who comes from outside finds the file served.
+  /// Whether an outsider finds the file served.
   private func isServed() throws -> Bool {
     do {
       _ = try MemoryFileDevice(file: try MemoryFile.open(path: file.path), device: try FakeDevice())
@@ -82,7 +82,7 @@ import VirtioRegisters
 
   // MARK: Tests
 
-  @Test("the driver's device is another one, and its request of the pause is answered by that")
+  @Test("the driver gets another device, which answers the request made during the pause")
   func takeover() throws {
     let old = try FakeDevice()
     let first = try MemoryFileDevice(file: file, device: old)
@@ -100,7 +100,7 @@ import VirtioRegisters
     // Three requests of queue 0 are done.
     unsafe driver.memory.storeBytes(of: 3, toByteOffset: 2048 + 2, as: UInt16.self)
     let calls = driver.callCount(queue: 0)
-    // Asked in the pause.
+    // Requested during the pause.
     let late = SideThread { try driver.write(0x120, width: 1, 7) }
 
     let new = try FakeDevice()
@@ -132,7 +132,7 @@ import VirtioRegisters
     case givesUpBeforeHolding, givesUpWhileHolding, abandonsWhileHolding, queueDoesNotStart, canDoLess
   }
 
-  @Test("a takeover that fails leaves the old device serving, and the driver notices nothing", arguments: Fault.allCases)
+  @Test("after a failed takeover the old device serves, and the driver notices nothing", arguments: Fault.allCases)
   func failed(_ fault: Fault) throws {
     let old = try FakeDevice()
     let first = try MemoryFileDevice(file: file, device: old)
@@ -181,7 +181,7 @@ import VirtioRegisters
     try end(third)
   }
 
-  @Test("queues that run beside one that has failed go on, with the old device and with the new one")
+  @Test("queues beside a failed one continue, with the old device and with the new one")
   func besideAFailedQueue() throws {
     let old = try FakeDevice()
     let first = try MemoryFileDevice(file: file, device: old)
@@ -203,13 +203,13 @@ import VirtioRegisters
     second.release()
     #expect(new.calls.last == .release(0))
     try drive { try #require(try driver.read(.status) == 15 | 64) }
-    // A reset heals it.
+    // After a reset it works.
     try drive { try driver.bringUp(queues: 2) }
     #expect(new.running.keys.sorted() == [0, 1])
     try end(second)
   }
 
-  @Test("a device that is prepared while the old one serves begins with what the driver has done since")
+  @Test("a device prepared while the old one serves includes what the driver has done since")
   func prepared() throws {
     let first = try MemoryFileDevice(file: file, device: try FakeDevice())
     try first.open(in: loop)
@@ -235,7 +235,7 @@ import VirtioRegisters
     try end(second)
   }
 
-  @Test("a successor that began and is gone leaves what it did to the old device")
+  @Test("what a successor did before it died is kept by the old device")
   func begunAndGone() throws {
     let old = try FakeDevice()
     let first = try MemoryFileDevice(file: file, device: old)
@@ -247,10 +247,10 @@ import VirtioRegisters
     #expect(try hold(second) == nil)
     first.leaveRole()
     second.release()
-    // Two requests of queue 0, and what the driver asked for.
+    // Two requests of queue 0, and a configuration write of the driver.
     unsafe driver.memory.storeBytes(of: 2, toByteOffset: 2048 + 2, as: UInt16.self)
     try drive { try driver.write(0x120, width: 1, 7) }
-    // As the kernel releases a process that was killed, but for the role, which the first has as well.
+    // Released as the kernel does for a killed process, except for the role, which the first device has as well.
     try pause(second)
     second.handOver()
     let mark = old.calls.count
@@ -270,7 +270,7 @@ import VirtioRegisters
     #expect(try !isServed())
   }
 
-  @Test("a disk that a driver would find changed is refused before anything stands still")
+  @Test("a disk that would look changed to the driver is refused before anything is paused")
   func otherOffer() throws {
     let first = try MemoryFileDevice(file: file, device: try FakeDevice())
     try first.open(in: loop)
@@ -294,7 +294,7 @@ import VirtioRegisters
     try end(first)
   }
 
-  @Test("a pause that is taken back while queues still stop starts them again when they have")
+  @Test("a pause that is cancelled while queues stop restarts them once they have stopped")
   func resumedEarly() throws {
     let device = try FakeDevice()
     let served = try MemoryFileDevice(file: file, device: device)
@@ -314,7 +314,7 @@ import VirtioRegisters
     served.abandon()
   }
 
-  @Test("what the driver asked for before the pause is answered before it, however long that takes")
+  @Test("a request made before the pause is answered before it, however long that takes")
   func requestBeforePause() throws {
     let device = try FakeDevice()
     let served = try MemoryFileDevice(file: file, device: device)
@@ -349,7 +349,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("the synthetic guest finds every byte right although its device is another one again and again")
+  @Test("the synthetic guest finds every byte right although its device is replaced again and again")
   func underLoad() throws {
     let disk = directory.file("disk.img")
     try Data(count: 4 << 20).write(to: URL(fileURLWithPath: disk))

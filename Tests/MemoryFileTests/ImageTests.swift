@@ -1,7 +1,7 @@
-/// The crafted memory files of Images/: drawn, processed once by the real device, and compared byte for byte.
+/// The crafted memory files in Images/: drawn, processed once by the real device, and compared byte for byte.
 ///
-/// With VMM_BLK_WRITE_GOLDEN=1 in the environment the expected files are written instead of compared; read what changed
-/// before keeping it.
+/// With VMM_BLK_WRITE_GOLDEN=1 in the environment the expected files are written instead of compared; read the changes
+/// before you keep them.
 import Foundation
 import MemoryFile
 import RingInspector
@@ -21,7 +21,7 @@ struct Images {
     return all.filter { $0.hasSuffix(".recipe") }.map { String($0.dropLast(".recipe".count)) }.sorted()
   }()
 
-  /// Memory file and disk of every recipe, built once by the folder's own script and kept in memory.
+  /// Memory file and disk of every recipe, built once by the folder's script and kept in memory.
   static let built: [String: (memory: Data, disk: Data)] = {
     guard let directory = try? TemporaryDirectory() else { return [:] }
     _ = try? run("python3", [folder.appending(path: "build.py").path, "--all", directory.path])
@@ -36,7 +36,7 @@ struct Images {
     return built
   }()
 
-  /// Copies of an image's two files in a directory of the test's own.
+  /// Copies of an image's two files in the test's own directory.
   static func copy(_ name: String, to directory: TemporaryDirectory) throws -> (memory: String, disk: String) {
     let image = try #require(built[name], "build.py did not build \(name)")
     try image.memory.write(to: URL(fileURLWithPath: directory.file("guest.mem")))
@@ -121,7 +121,7 @@ struct Images {
   }
 }
 
-/// Rows of 16 bytes that are worth showing; runs of equal rows are folded.
+/// The rows of 16 bytes that `isShown` selects; runs of equal rows are folded.
 private func hexRows(_ bytes: [UInt8], where isShown: (Int, ArraySlice<UInt8>) -> Bool) -> [String] {
   var rows: [String] = []
   var last: (end: Int, text: String)? = nil

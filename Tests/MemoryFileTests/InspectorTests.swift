@@ -1,4 +1,4 @@
-/// The reader of rings on what no image shows: large, hostile, out of order, wrapped.
+/// The ring reader with rings that no image has: large, hostile, out of order, wrapped.
 import Foundation
 import MemoryFile
 import RingInspector
@@ -7,12 +7,12 @@ import TestSupport
 import Testing
 import VirtioCore
 
-/// Guest memory in an array, written to a file to be looked at.
+/// Guest memory in an array, written to a file for the reader.
 private struct Guest {
   var bytes: [UInt8]
   let configuration: QueueConfiguration
 
-  /// A ring of `size` with its three parts one after the other from address 0, each at a page of its own.
+  /// A ring of `size` whose three parts follow each other from address 0, each page-aligned.
   init(size: UInt16, memory: Int = 1 << 20) {
     bytes = [UInt8](repeating: 0, count: memory)
     let table = (16 * Int(size) + 4095) / 4096 * 4096
@@ -58,7 +58,7 @@ private struct Guest {
 }
 
 @Suite struct InspectorTests {
-  /// An empty descriptor may say any address: also one that is no position in any file.
+  /// An empty descriptor may have any address, even one that is not a position in any file.
   @Test(arguments: [UInt64.max, 1 << 63, 1 << 62, 0]) func anEmptyDescriptorAnywhere(address: UInt64) throws {
     var guest = Guest(size: 16)
     guest.descriptor(0, address: address, length: 0, flags: 1, next: 1)
@@ -70,7 +70,7 @@ private struct Guest {
     #expect(picture.problems.isEmpty)
   }
 
-  @Test("the largest ring with every chain looping through all of it is still a picture")
+  @Test("the largest ring can be drawn with every chain looping through all of it")
   func hostileLoops() throws {
     var guest = Guest(size: 32768)
     for index in 0..<32768 { guest.descriptor(index, flags: 1, next: (index + 1) % 32768) }
@@ -84,7 +84,7 @@ private struct Guest {
     #expect(drawing.contains { $0.contains("and 32764 more available") })
   }
 
-  @Test("one head made available 32768 times is one sentence")
+  @Test("one head made available 32768 times is one problem")
   func hostileDuplicates() throws {
     var guest = Guest(size: 32768)
     guest.descriptor(7, flags: 2)
@@ -99,12 +99,12 @@ private struct Guest {
     var guest = Guest(size: 8)
     for index in 0..<5 { guest.descriptor(index, flags: 2) }
     guest.available([3, 1, 0, 2, 4], from: first)
-    // Of three, and of one.
+    // A batch of three, and one of one.
     guest.used([0, 77, 78, 2], from: first)
     let picture = try guest.picture([.version1, .inOrder])
     #expect(picture.problems.isEmpty)
     #expect(picture.pending.map(\.chain.head) == [4])
-    // A low index that has wrapped looks like one that has not, so that fewer are shown.
+    // A wrapped low index looks like one that has not wrapped, so fewer are shown.
     guard first == 0 else { return }
     #expect(picture.used.map(\.id) == [3, 1, 0, 2])
     #expect(picture.used.map(\.length) == [16, 16, 0, 0])
@@ -112,14 +112,14 @@ private struct Guest {
     #expect(other.used.map(\.id) == [0, 77, 78, 2])
   }
 
-  @Test("used out of order: what is left is what was not named", arguments: [0 as UInt16, 65533])
+  @Test("used out of order: the chains that no element names are pending", arguments: [0 as UInt16, 65533])
   func outOfOrder(_ first: UInt16) throws {
     var guest = Guest(size: 8)
     for index in 0..<4 { guest.descriptor(index, flags: 2) }
     guest.available([0, 1, 2, 3], from: first)
     guest.used([2, 0], from: first)
     let picture = try guest.picture()
-    // After a wrap the low index hides the first lap, so that the newest ones are taken to be on their way.
+    // After a wrap the low index hides the first lap, so the newest chains are considered pending.
     #expect(picture.pending.map(\.chain.head) == (first == 0 ? [1, 3] : [2, 3]))
     #expect(picture.pendingCount == 2)
   }
@@ -134,7 +134,7 @@ private struct Guest {
     #expect(picture.used[0].chain == nil)
   }
 
-  @Test("an index that jumped shows no chain", arguments: [9 as UInt16, 0x8000, 0xffff])
+  @Test("after an index that jumped, no chain is shown", arguments: [9 as UInt16, 0x8000, 0xffff])
   func jumped(_ index: UInt16) throws {
     var guest = Guest(size: 8)
     guest.put(index, at: Int(guest.configuration.availableRing.rawValue) + 2)
@@ -159,7 +159,7 @@ private struct Guest {
     #expect(problems.contains(QueueError.chainTooLarge(head: 0).description) == (length == 0xffff_ffff))
   }
 
-  @Test("random memory is always some picture of at most 100 columns", arguments: 0..<60 as Range<UInt64>)
+  @Test("random memory always gives a drawing of at most 100 columns", arguments: 0..<60 as Range<UInt64>)
   func random(_ seed: UInt64) throws {
     var generator = SplitMix(state: seed)
     var guest = Guest(size: 1 << UInt16(generator.next() % 6), memory: 32768)

@@ -1,4 +1,4 @@
-/// The header: made, read back, and forged in every way that comes to mind.
+/// The header: written, read back, and forged in every imaginable way.
 import Foundation
 import MemoryFile
 import SystemPackage
@@ -8,7 +8,7 @@ import VirtioCore
 
 @Suite struct LayoutTests {
   @Test(
-    "a file comes back as it was made",
+    "a file is read back as it was created",
     arguments: [
       (4096 as UInt64, 0 as UInt64, 1), (1 << 20, 0x8000_0000, 2), (12288, UInt64.max - 12287, 1024),
     ])
@@ -29,7 +29,7 @@ import VirtioCore
   }
 
   @Test(
-    "sizes that make no file are refused and leave none",
+    "impossible sizes are refused, and leave no file",
     arguments: [
       (0 as UInt64, 0 as UInt64, 1), (100, 0, 1), (4096, 1, 1), (4096, 0, 0), (4096, 0, 1025), (4096, 0, -1),
       (8192, UInt64.max - 4095, 1), (UInt64.max - 4095, 0, 1),
@@ -71,7 +71,7 @@ import VirtioCore
     Forgery("version 2", 8, 2, width: 4), Forgery("no queues", 0xc, 0, width: 4),
     Forgery("1025 queues", 0xc, 1025, width: 4), Forgery("2^32 − 1 queues", 0xc, .max, width: 4),
     Forgery("more queues than the control block holds", 0xc, 1024, width: 4),
-    Forgery("longer than it is", 0x10, 1 << 30), Forgery("file size 0", 0x10, 0),
+    Forgery("a size larger than the file's", 0x10, 1 << 30), Forgery("file size 0", 0x10, 0),
     Forgery("file size 2^64 − 1", 0x10, .max),
     Forgery("control block over the header", 0x18, 0), Forgery("control block at an odd place", 0x18, 4097),
     Forgery("control block outside", 0x18, 1 << 40), Forgery("control block at 2^64 − 4096", 0x18, .max - 4095),
@@ -98,7 +98,7 @@ import VirtioCore
     #expect(throws: MemoryFileError.self) { try MemoryFileSnapshot(path: path) }
   }
 
-  @Test("a file that was cut anywhere is refused or whole", arguments: [0, 1, 8, 79, 80, 4096, 20000, 1 << 20])
+  @Test("a file truncated anywhere is refused, unless it is complete", arguments: [0, 1, 8, 79, 80, 4096, 20000, 1 << 20])
   func truncated(_ size: Int) throws {
     let directory = try TemporaryDirectory()
     let path = directory.file("m")
@@ -125,14 +125,14 @@ import VirtioCore
     #expect(file.memory.regions.count == 1)
   }
 
-  @Test("what is no file is refused", arguments: ["/dev/null", "/", "/nonexistent/guest.mem"])
+  @Test("anything except a regular file is refused", arguments: ["/dev/null", "/", "/nonexistent/guest.mem"])
   func noFile(_ path: String) {
     #expect(throws: MemoryFileError.self) { try MemoryFile.open(path: path) }
     #expect(throws: MemoryFileError.self) { try MemoryFileSnapshot(path: path) }
   }
 }
 
-/// A small generator, so that a failure can be repeated by its seed.
+/// A small random number generator, so that a failure can be repeated with its seed.
 struct SplitMix {
   var state: UInt64
 

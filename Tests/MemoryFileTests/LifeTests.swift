@@ -1,4 +1,4 @@
-/// Devices and drivers that come, go and die: who may be there, what is waited for, and how a successor continues.
+/// Devices and drivers that start, stop and die: who may use the file, what is waited for, and how a successor continues.
 import CLinux
 import Foundation
 import MemoryFile
@@ -49,23 +49,23 @@ import VirtioRegisters
     #expect(!driver.isDeviceThere)
   }
 
-  @Test("an access that was given up is carried out by the device that comes, and before the next one")
+  @Test("an abandoned access is carried out by the next device, before any other")
   func pendingAccess() throws {
     let driver = try MemoryFileDriver.open(path: file.path, timeout: 30)
     #expect(throws: MemoryFileError.noDevice(path: file.path)) { try driver.write(.status, 1) }
     let served = try ServedFile(file, FakeDevice())
     defer { served.stop() }
-    // The same driver waits for the answer to its old request first, within its limit, which is short here.
+    // The same driver first waits for the answer to its old request, within its limit, which is short here.
     var status: UInt32? = nil
     for _ in 0..<200 where status == nil { status = try? driver.read(.status) }
     #expect(status == 1)
   }
 
-  @Test("a driver may be early: it waits for the file")
+  @Test("a driver may start first: it waits for the file")
   func earlyDriver() throws {
     let path = directory.file("late.mem")
     let opening = SideThread { _ = try MemoryFileDriver.open(path: path, timeout: patientMilliseconds) }
-    // An empty file is what a maker that was caught in the middle leaves for a moment.
+    // For a moment there is an empty file, while its creator is still at work.
     try Data().write(to: URL(fileURLWithPath: path))
     usleep(10_000)
     try FileManager.default.removeItem(atPath: path)
@@ -73,7 +73,7 @@ import VirtioRegisters
     try opening.end()
   }
 
-  @Test("a device that starts again goes on where its predecessor stopped")
+  @Test("a restarted device continues where its predecessor stopped")
   func takeOver() throws {
     let first = try FakeDevice()
     let served = try ServedFile(file, first)
@@ -85,7 +85,7 @@ import VirtioRegisters
     served.stop()
     #expect(first.running.isEmpty)
     #expect(!driver.isDeviceThere)
-    // In the meantime three requests of queue 0 are done, and it does not matter by whom.
+    // In the meantime three requests of queue 0 are done; it does not matter by whom.
     unsafe driver.memory.storeBytes(of: 3, toByteOffset: 2048 + 2, as: UInt16.self)
     let calls = (driver.callCount(queue: 0), driver.callCount(queue: 1))
 
@@ -99,17 +99,17 @@ import VirtioRegisters
         .start(1, QueueConfiguration(1), available: 0),
       ])
     #expect(driver.deviceEpoch == epoch &+ 1)
-    // Its predecessor may have owed these.
+    // Calls that its predecessor may have owed.
     #expect(driver.callCount(queue: 0) == calls.0 &+ 1)
     #expect(driver.callCount(queue: 1) == calls.1 &+ 1)
     #expect(driver.interruptStatus & 1 == 1)
-    // QueueSel was recorded as well.
+    // QueueSel was recorded, too.
     #expect(try driver.read(.queueReady) == 1)
     try driver.write(.queueReady, 0)
     #expect(second.running.keys.sorted() == [0])
   }
 
-  @Test("a state is written beside the one that counts, and then counts")
+  @Test("a new state is written beside the active one, and then becomes active")
   func stateCopies() throws {
     let served = try ServedFile(file, FakeDevice())
     defer { served.stop() }
@@ -119,7 +119,7 @@ import VirtioRegisters
       // Docs/memory-file.md: room for two queues, so copies of 0x280 bytes at 0x1100 of the control block.
       return (bytes[4096 + 0x140], [0, 1].map { bytes[4096 + 0x1100 + $0 * 0x280..<4096 + 0x1100 + ($0 + 1) * 0x280] })
     }
-    // The answer comes when the device has taken the file up.
+    // The answer arrives once the device has adopted the file.
     _ = try driver.read(.status)
     for status in [1, 3] as [UInt32] {
       let before = try states()
@@ -131,7 +131,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("a successor that can do less needs a reset and says so")
+  @Test("a successor with fewer features sets NEEDS_RESET")
   func lesserSuccessor() throws {
     let served = try ServedFile(file, FakeDevice())
     let driver = try MemoryFileDriver.open(path: file.path)
@@ -149,7 +149,7 @@ import VirtioRegisters
     #expect(lesser.running.count == 1)
   }
 
-  @Test("random bytes all over the control block never trap, and a reset heals", arguments: 0..<40 as Range<UInt64>)
+  @Test("random bytes in the control block never trap, and after a reset it works", arguments: 0..<40 as Range<UInt64>)
   func hostileControlBlock(_ seed: UInt64) throws {
     let path = file.path
     var bytes = try #require(FileManager.default.contents(atPath: path))
@@ -158,7 +158,7 @@ import VirtioRegisters
     for at in control where seed % 2 == 0 || generator.next() % 16 == 0 {
       bytes[at] = UInt8(truncatingIfNeeded: generator.next() >> 7)
     }
-    // Requests that are understood, and states that were live.
+    // Valid requests, and states that were live.
     if seed % 4 == 1 { bytes.replaceSubrange(4096 + 0x48..<4096 + 0x4c, with: [4, 0, 0, 0]) }
     try bytes.write(to: URL(fileURLWithPath: path))
     #expect(!MemoryFilePicture(try MemoryFileSnapshot(path: path)).draw().isEmpty)
@@ -171,7 +171,7 @@ import VirtioRegisters
     #expect(device.running.count == 2)
   }
 
-  @Test("a driver that scribbles over the control block while it is served breaks nothing but its own queues")
+  @Test("a driver that overwrites the control block while it is served breaks only its own queues")
   func scribblingDriver() throws {
     let served = try ServedFile(file, FakeDevice())
     let descriptor = OwnedDescriptor(unsafe open(file.path, O_RDWR))

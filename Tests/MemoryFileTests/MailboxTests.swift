@@ -42,7 +42,7 @@ import VirtioRegisters
     #expect(device.running[0]?.publishesInOrder == true)
   }
 
-  @Test("a queue starts at the used index that its ring has")
+  @Test("a queue starts at the used index of its ring")
   func startsAtUsedIndex() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -54,7 +54,7 @@ import VirtioRegisters
     #expect(device.running[0]?.position == QueuePosition(available: 0xfffe, used: 0xfffe))
   }
 
-  @Test("row 36: the answer to a reset comes when every queue has been stopped, and clears what was pending")
+  @Test("row 36: a reset is answered when every queue has stopped, and clears pending bits")
   func reset() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -70,7 +70,7 @@ import VirtioRegisters
     #expect(try driver.read(.status) == 0)
   }
 
-  @Test("the answer to QueueReady 0 comes when the queue has been stopped")
+  @Test("QueueReady 0 is answered when the queue has stopped")
   func stopQueue() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -83,7 +83,7 @@ import VirtioRegisters
     #expect(try driver.read(.queueReady) == 0)
   }
 
-  /// The driver's thread waits for its answer, and the device continues: its events are heard in the meantime.
+  /// The driver's thread waits for its answer, and the device keeps working: its events are handled in the meantime.
   @Test("a register write whose queue does not stop is answered when it does", arguments: [UInt32(0), 2])
   func slowStop(_ way: UInt32) throws {
     let features: FeatureSet = [.version1, .ringReset]
@@ -103,16 +103,16 @@ import VirtioRegisters
     let stops: [FakeDevice.Call] = way == 2 ? [.stop(0), .stop(1)] : [.stop(1)]
     try wait(until: "the device is asked to stop") { Array(device.calls.suffix(stops.count)) == stops }
     device.raise(.notice("the device goes on"))
-    try wait(until: "the device is heard") { served.lines.withLock { $0.contains("the device goes on") } }
+    try wait(until: "the device's notice arrives") { served.lines.withLock { $0.contains("the device goes on") } }
     #expect(!access.isOver)
     device.finishStop(1)
     device.finishStop(0)
     try access.end()
-    // The mailbox is looked at again.
+    // The mailbox is served again.
     #expect(try driver.read(.queueReady) == 0)
   }
 
-  @Test("a device that is told to end leaves a queue that does not stop, and says which")
+  @Test("a device that is told to end abandons a queue that does not stop, and reports which")
   func endDoesNotWait() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device, drainLimit: .milliseconds(10))
@@ -125,7 +125,7 @@ import VirtioRegisters
     #expect(!driver.isDeviceThere)
   }
 
-  @Test("QueueReset reads 1 until the queue has stopped, and everything else goes on meanwhile")
+  @Test("QueueReset reads 1 until the queue has stopped, and everything else continues")
   func queueReset() throws {
     let features: FeatureSet = [.version1, .ringReset]
     let device = try FakeDevice(features: features)
@@ -137,7 +137,7 @@ import VirtioRegisters
     try driver.write(.queueSelect, 1)
     try driver.write(.queueReset, 1)
     #expect(device.calls.last == .stop(1))
-    // Again, and whatever else is tried on such a queue: nothing comes of it.
+    // Another reset, or any other write for such a queue, has no effect.
     for (register, value) in [
       (MMIORegisters.Register.queueReset, 1), (.queueReset, 0), (.queueReady, 0), (.queueReady, 1), (.queueSize, 4),
       (.queueNotify, 1), (.queueDescriptorLow, 64),
@@ -152,7 +152,7 @@ import VirtioRegisters
     try driver.write(.queueSelect, 1)
     try wait(until: "the reset is over") { try driver.read(.queueReset) == 0 }
     #expect(try driver.read(.queueReady) == 0)
-    // With another size, elsewhere.
+    // With another size, at another address.
     try driver.write(.queueSize, 4)
     let base = UInt32(truncatingIfNeeded: driver.memoryBase.rawValue) + 16384
     try driver.write(.queueDescriptorLow, base)
@@ -166,7 +166,7 @@ import VirtioRegisters
     device.finishStop(1)
   }
 
-  @Test("a reset of the device ends those of its queues", arguments: [false, true])
+  @Test("a reset of the device ends its queues' resets", arguments: [false, true])
   func resetDuringQueueReset(isHandedOver: Bool) throws {
     let features: FeatureSet = [.version1, .ringReset]
     let device = try FakeDevice(features: features)
@@ -201,7 +201,7 @@ import VirtioRegisters
     device.finishStop(1)
   }
 
-  @Test("mmio.3: a call sets bit 0 and rings; acknowledged by register or by hand")
+  @Test("mmio.3: a call sets bit 0 and rings; acknowledged through the register or directly")
   func calls() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -222,7 +222,7 @@ import VirtioRegisters
     #expect(driver.waitForCall(queue: 1, whileEquals: seen, milliseconds: 0) == seen)
   }
 
-  @Test("kicks ring the queue's doorbell, by hand or by QueueNotify")
+  @Test("kicks ring the queue's doorbell, directly or through QueueNotify")
   func kicks() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -240,7 +240,7 @@ import VirtioRegisters
     #expect(bell.counter.loadAcquire() == seen &+ 2)
   }
 
-  @Test("status.5: a queue that fails sets NEEDS_RESET and notifies; a reset heals")
+  @Test("status.5: a queue that fails sets NEEDS_RESET and notifies; a reset clears it")
   func queueFailure() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -254,7 +254,7 @@ import VirtioRegisters
     #expect(driver.interruptStatus == 2)
     #expect(served.lines.withLock { $0 }.count == 1)
     #expect(served.lines.withLock { $0 }[0].contains("descriptor head 77"))
-    // The other queue is still the device's.
+    // The other queue still runs.
     #expect(device.running[0] != nil)
     try driver.bringUp(queues: 2)
     #expect(try driver.read(.status) == 15)
@@ -270,7 +270,7 @@ import VirtioRegisters
     #expect(driver.interruptStatus == 2)
   }
 
-  @Test("a configuration change is notified when a driver is there for it, and not before DRIVER_OK")
+  @Test("a configuration change is notified after DRIVER_OK, and not before")
   func configurationChange() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -278,7 +278,7 @@ import VirtioRegisters
     let driver = try MemoryFileDriver.open(path: file.path)
     let early = driver.configurationCount
     device.raise(.configurationChanged)
-    // The device takes its events before it looks at its mailbox, so the second answer comes after the event.
+    // The device handles its events before its mailbox, so the second answer follows the event.
     for _ in 0..<2 { _ = try driver.read(.status) }
     #expect(driver.configurationCount == early)
     try driver.bringUp(queues: 1)
@@ -287,7 +287,7 @@ import VirtioRegisters
     #expect(driver.interruptStatus == 2)
   }
 
-  @Test("row 34: configuration writes go to the device, which takes its own")
+  @Test("row 34: configuration writes are passed to the device, which accepts its own fields")
   func configurationWrites() throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -302,7 +302,7 @@ import VirtioRegisters
     #expect(device.calls == [.wrote(32, [9])])
   }
 
-  @Test("an access that is none is refused and changes nothing", arguments: [0, 3, 16, -1, 1 << 32])
+  @Test("an invalid access is refused and changes nothing", arguments: [0, 3, 16, -1, 1 << 32])
   func badWidth(_ width: Int) throws {
     let device = try FakeDevice()
     let served = try ServedFile(file, device)
@@ -327,7 +327,7 @@ import VirtioRegisters
 }
 
 extension QueueConfiguration {
-  /// What `bringUp` sets up.
+  /// The configuration that `bringUp` sets up.
   init(_ queue: Int, base: UInt64 = 0) {
     let base = base + UInt64(queue) * 4096
     self.init(

@@ -1,4 +1,4 @@
-/// What an operator sees and changes of a `vmm-blk run`: the same verbs as of a server with many disks, as far as they make sense.
+/// What an operator sees of a `vmm-blk run`, and can change: the same verbs as for a server with many disks, if they apply.
 import Foundation
 import TestSupport
 import Testing
@@ -18,7 +18,7 @@ import Testing
     return try #require(disks.first?["counters"] as? [String: Int])
   }
 
-  @Test("a memory file's disk is looked at, paused, let go on and ended", arguments: ["uring", "mapped"])
+  @Test("a memory file's disk is shown, paused, resumed and ended", arguments: ["uring", "mapped"])
   func seenAndChanged(engine: String) throws {
     let server = try rig.serve(engine: engine)
     let control = try Taker(rig.control)

@@ -1,4 +1,4 @@
-/// Packed queues in a memory file: where they stand is written down when they stop, and after a death nobody knows it.
+/// Packed queues in a memory file: their positions are recorded when they stop, and unknown after a crash.
 import Foundation
 import MemoryFile
 import RingInspector
@@ -45,7 +45,7 @@ import VirtioRegisters
     #expect(second.running[1]?.position == QueuePosition(available: 5, used: 5))
   }
 
-  /// A ring that its driver has set up again is a new ring.
+  /// A ring that its driver has set up again counts as new.
   @Test func aRingThatIsMadeReadyAgainIsNew() throws {
     let device = try device()
     device.state.withLock { $0.progress = 0x0005 }
@@ -60,7 +60,7 @@ import VirtioRegisters
     #expect(device.running[0]?.position == QueuePosition(available: 0x8000, used: 0x8000))
   }
 
-  /// The file as a device that was killed leaves it: registers without a position.
+  /// The file as a killed device leaves it: registers without a position.
   @Test func afterADeathTheDriverIsAskedForAReset() throws {
     let first = try device()
     let served = try ServedFile(file, first)

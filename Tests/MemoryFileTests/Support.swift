@@ -1,4 +1,4 @@
-/// What the tests of this module share: a device that runs in a thread, a driver's first steps.
+/// Shared by this module's tests: a device that runs in a thread, and a driver's first steps.
 import CLinux
 import Foundation
 import MemoryFile
@@ -73,14 +73,14 @@ final class ServedFile: Sendable {
   deinit { stop() }
 }
 
-/// Offsets by name, so that tests read as the specification does.
+/// Offsets by name, so that tests read like the specification.
 func offset(_ register: MMIORegisters.Register) -> UInt32 { register.rawValue }
 
 extension MemoryFileDriver {
   func read(_ register: MMIORegisters.Register) throws -> UInt32 { UInt32(try read(register.rawValue)) }
   func write(_ register: MMIORegisters.Register, _ value: UInt32) throws { try write(register.rawValue, UInt64(value)) }
 
-  /// virtio 3.1.1 up to FEATURES_OK with these features, then `queues` rings of 8 at 4096-byte steps, then DRIVER_OK.
+  /// virtio 3.1.1 up to FEATURES_OK with these features, then `queues` rings of 8, 4096 bytes apart, then DRIVER_OK.
   func bringUp(features: FeatureSet = [.version1], queues: Int) throws {
     try write(.status, 0)
     try write(.status, 1)
@@ -104,8 +104,8 @@ extension MemoryFileDriver {
   }
 }
 
-/// Runs a program to its end and wants it to succeed.
-/// - Returns: what it printed.
+/// Runs a program to its end, and expects it to succeed.
+/// - Returns: its output.
 @discardableResult
 func run(_ program: String, _ arguments: [String], succeeds: Bool = true) throws -> String {
   let process = Process()

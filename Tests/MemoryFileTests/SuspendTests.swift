@@ -1,4 +1,4 @@
-/// SUSPEND on a memory file: whoever comes next finds a device in need of a reset, and nobody takes over a suspended one.
+/// SUSPEND with a memory file: the next device sets NEEDS_RESET, and a suspended device cannot be taken over.
 import Foundation
 import MemoryFile
 import Sockets
@@ -21,10 +21,10 @@ import VirtioRegisters
     return (device, try ServedFile(file, device, drainLimit: .milliseconds(50)))
   }
 
-  /// The device's status is that of one which needs a reset, no queue runs, and a reset heals.
+  /// The device has NEEDS_RESET, no queue runs, and after a reset it works.
   ///
   /// - Parameters:
-  ///   - calls: what was counted of each queue before.
+  ///   - calls: calls counted for each queue before.
   ///   - pending: a register access that the next device answers.
   private func expectNeedsReset(
     _ driver: MemoryFileDriver, _ path: String, _ accepted: FeatureSet, calls: [UInt32], pending: SideThread<Void>? = nil
@@ -33,12 +33,12 @@ import VirtioRegisters
     let served = try ServedFile(try MemoryFile.open(path: path), device)
     defer { served.stop() }
     if let pending {
-      try wait(until: "what was asked of the predecessor is answered") { pending.isOver }
+      try wait(until: "the access that the predecessor left is answered") { pending.isOver }
       try pending.end()
     }
     #expect(driver.waitForConfigurationChange(whileEquals: 0, milliseconds: patientMilliseconds) == 1)
     #expect(try driver.read(.status) == 15 | 64)
-    // What was used before may not have been told.
+    // Calls that may have been owed for elements used before.
     #expect([0, 1].map { driver.callCount(queue: $0) } == calls.map { $0 &+ 1 })
     for status in [31, 15] as [UInt32] {
       try driver.write(.status, status)
@@ -52,7 +52,7 @@ import VirtioRegisters
     #expect(try driver.read(.status) == 27)
   }
 
-  @Test("after a restart or a death a device that was suspended needs a reset", arguments: [false, true], [false, true])
+  @Test("after a restart or a crash, a device that was suspended needs a reset", arguments: [false, true], [false, true])
   func nextDevice(isKilled: Bool, isPacked: Bool) throws {
     let accepted: FeatureSet = isPacked ? [.version1, .packedRing, .suspend] : [.version1, .suspend]
     let (_, served) = try serve()
@@ -64,7 +64,7 @@ import VirtioRegisters
     #expect(try driver.read(.status) == 27)
     let calls = [0, 1].map { driver.callCount(queue: $0) }
     if isKilled {
-      // What the file says at the moment of the death.
+      // The file as it is when the device dies.
       let copy = directory.file("dead.mem")
       try FileManager.default.copyItem(atPath: path, toPath: copy)
       try expectNeedsReset(MemoryFileDriver.open(path: copy), copy, accepted, calls: calls)
@@ -74,7 +74,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("a device that is abandoned before its queues have come to rest needs a reset, and does not suspend itself again")
+  @Test("a device that is abandoned before its queues have drained needs a reset, and does not suspend itself again")
   func abandonedInTheDrain() throws {
     let accepted: FeatureSet = [.version1, .suspend]
     let (device, served) = try serve()
@@ -84,7 +84,7 @@ import VirtioRegisters
     let calls = [0, 1].map { driver.callCount(queue: $0) }
     device.holdStops()
     let access = SideThread { try driver.write(.status, 31) }
-    // One after the other: the second is not asked before the first has answered.
+    // One at a time: the second is not asked to stop before the first has.
     try wait(until: "a queue is stopping") { device.calls.contains(.stop(0)) }
     served.stop()
     #expect(served.left.withLock { $0 } == [0, 1])
@@ -93,7 +93,7 @@ import VirtioRegisters
 
   // MARK: Interrupts
 
-  @Test("what was held back for a queue, and may be sent while it rests, is sent when the driver resumes the device")
+  @Test("a call held back for a queue, and unmasked while it is suspended, is sent when the driver resumes the device")
   func heldBack() throws {
     let (device, served) = try serve(.pci)
     defer { served.stop() }
@@ -108,7 +108,7 @@ import VirtioRegisters
       try driver.setStatus(31)
       #expect(try driver.status() == 27)
       try driver.mask(2, false)
-      #expect(calls() == masked, "a suspended device notifies nobody")
+      #expect(calls() == masked, "a suspended device sends no calls")
       try driver.setStatus(15)
       #expect(try driver.status() == 15)
       #expect(calls() == [masked[0], masked[1] &+ 1])
@@ -123,7 +123,7 @@ import VirtioRegisters
     #expect(calls() == [before[0], before[1] &+ 2])
   }
 
-  @Test("what the disabled line did not tell is told when the driver resumes the device")
+  @Test("a call missed while INTx was disabled is sent when the driver resumes the device")
   func disabledLine() throws {
     let (device, served) = try serve(.pci)
     defer { served.stop() }
@@ -141,7 +141,7 @@ import VirtioRegisters
     #expect(driver.driver.callCount(queue: 0) == calls &+ 1)
   }
 
-  @Test("a configuration change that was held back waits for the driver to resume the device as well")
+  @Test("a configuration change that was held back waits until the driver resumes the device, too")
   func heldBackConfiguration() throws {
     let (device, served) = try serve(.pci)
     defer { served.stop() }

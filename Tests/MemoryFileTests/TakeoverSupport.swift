@@ -1,10 +1,10 @@
-/// `vmm-blk run` again and again on one memory file, and a guest that works in the meantime.
+/// `vmm-blk run` again and again with one memory file, while a guest works.
 import Foundation
 import GuestDriver
 import TestSupport
 import Testing
 
-/// A memory file, an image and a control socket in a folder of their own.
+/// A memory file, an image and a control socket in their own folder.
 final class TakeoverRig: Sendable {
   let directory: TemporaryDirectory
   var memory: String { directory.file("guest.mem") }
@@ -16,7 +16,7 @@ final class TakeoverRig: Sendable {
     try Data(count: 8 << 20).write(to: URL(fileURLWithPath: disk))
   }
 
-  /// The first of all.
+  /// Starts the first server.
   func serve(engine: String, queues: Int = 2, registers: String = "mmio", _ more: [String] = []) throws -> Program {
     let words = ["--memory", memory, "--create", "16M", "--num-queues", "\(queues)", "--registers", registers]
     let first = try Program(["run", "--blk-file", disk, "--engine", engine, "--control", control] + words + more)
@@ -29,7 +29,7 @@ final class TakeoverRig: Sendable {
     return try Program(Program.words(words, overriddenBy: more))
   }
 
-  /// Replaces one by the next.
+  /// Replaces a server by the next one.
   func replace(_ before: Program, engine: String) throws -> Program {
     let after = try taker(engine: engine)
     try #require(after.firstLine().hasPrefix("Serving "), "\(after.finish().errors)")
@@ -46,9 +46,9 @@ final class TakeoverRig: Sendable {
     #expect(!FileManager.default.fileExists(atPath: control))
   }
 
-  /// A guest that works for as long as something is done to its device.
+  /// Runs a guest's workload while something is done to its device.
   ///
-  /// - Parameter act: is given a function that returns when the guest has got some more answers.
+  /// - Parameter act: receives a function that returns when the guest has received some more answers.
   func underLoad(_ act: (_ guestWorks: () throws -> Void) throws -> Void) throws {
     try Load.run { [memory] in
       try BlockClient(

@@ -1,4 +1,4 @@
-/// One `vmm-blk run` after the other on the same memory file: whatever goes wrong on the way, the guest
+/// One `vmm-blk run` takes over from another with the same memory file: whatever goes wrong on the way, the guest
 /// works at each step and every byte is right.
 import Foundation
 import Glibc
@@ -30,7 +30,7 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
-  @Test("whatever the registers are", arguments: RegisterInterface.allCases)
+  @Test("with any register interface", arguments: RegisterInterface.allCases)
   func registers(_ interface: RegisterInterface) throws {
     var server = try rig.serve(engine: "sync", registers: interface.name)
     try rig.underLoad { guestWorks in
@@ -47,7 +47,7 @@ import VirtioRegisters
   // MARK: what goes wrong
 
   @Test(
-    "a taker with something that does not fit is sent away, and the guest goes on",
+    "a taker whose configuration does not match is refused, and the guest goes on",
     arguments: [
       (["--blk-file", "DIR/other.img"], "is not the image that the running server has open"),
       (["--memory", "DIR/other.mem"], "is not the one at DIR/other.mem"),
@@ -76,7 +76,7 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
-  @Test("a suspended device is taken over when its driver has resumed it, and not before")
+  @Test("a suspended device can be taken over only after its driver has resumed it")
   func suspended() throws {
     let features = ["--features", "default,suspend"]
     let server = try rig.serve(engine: "sync", features)
@@ -105,7 +105,7 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
-  /// The steps at which a taker can stop, or die: the lines that it has sent by then.
+  /// The steps at which a taker can stop, or die, named after the last line it has sent.
   enum Step: String, CaseIterable {
     case greeted = "take-over"
     case described = "describe"
@@ -113,7 +113,7 @@ import VirtioRegisters
     case committed = "commit"
   }
 
-  @Test("a taker that is gone leaves the guest as it was, whatever it had said", arguments: Step.allCases)
+  @Test("a taker that dies leaves the guest as it was, whatever it had sent", arguments: Step.allCases)
   func aTakerThatDies(at step: Step) throws {
     let server = try rig.serve(engine: "uring")
     try rig.underLoad { guestWorks in
@@ -128,7 +128,7 @@ import VirtioRegisters
         taker.close()
         try guestWorks()
       }
-      // And the next taker is let in.
+      // The next taker is accepted.
       let taker = try Taker(rig.control)
       #expect(try taker.ask("take-over", disk: "").contains("\"memory-file\""))
       taker.close()
@@ -136,12 +136,12 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
-  @Test("a taker that is gone before it hears that everything is its own leaves a process that ends as it should")
+  @Test("if a taker dies before it is told that everything is its own, the old process still ends properly")
   func aTakerThatDoesNotHear() throws {
     let server = try rig.serve(engine: "sync")
     let taker = try Taker(rig.control)
     for step in Step.allCases { #expect(!(try taker.ask(step.rawValue, disk: rig.memory)).contains("error")) }
-    // While it stands still, so that it finds the word and the end at once.
+    // The old process is stopped meanwhile, so that it finds the message and the end of the connection at the same time.
     kill(server.process.processIdentifier, SIGSTOP)
     try taker.say(#"{"request":"served","version":1,"disk":"\#(rig.memory)"}"#)
     taker.close()
@@ -150,7 +150,7 @@ import VirtioRegisters
     #expect(end.status == 0, "\(end.errors)")
   }
 
-  @Test("a taker that gives back lets the guest go on, again and again")
+  @Test("if takers give up, the guest goes on, again and again")
   func aTakerThatRefuses() throws {
     let server = try rig.serve(engine: "mapped")
     try rig.underLoad { guestWorks in
@@ -166,11 +166,11 @@ import VirtioRegisters
     rig.terminate(server)
   }
 
-  @Test("a real taker that is killed at any moment leaves a guest that works, served by one of the two or by the next")
+  @Test("after a real taker is killed at any moment, the guest works, served by either of the two or by the next")
   func aTakerThatIsKilled() throws {
     var current = try rig.serve(engine: "sync")
     try rig.underLoad { guestWorks in
-      // How long a takeover takes here, so that the moments are spread over it and a little more.
+      // How long a takeover takes on this machine, so that the moments are spread over it and a little beyond.
       let start = ContinuousClock.now
       current = try rig.replace(current, engine: "sync")
       let moment = (ContinuousClock.now - start) / .microseconds(10)
@@ -181,14 +181,14 @@ import VirtioRegisters
         usleep(useconds_t(round) * useconds_t(min(moment, 100_000)))
         kill(taker.process.processIdentifier, SIGKILL)
         taker.process.waitUntilExit()
-        try wait(until: "the process before has ended, or goes on") {
+        try wait(until: "the previous process has ended, or goes on") {
           guard before.process.isRunning else { return true }
           guard let next = try? Taker(rig.control) else { return false }
           defer { next.close() }
           return (try? next.ask("take-over", disk: ""))?.contains("\"disks\"") == true
         }
         guard !before.process.isRunning else { continue }
-        // It had handed over, to somebody who was killed after that.
+        // It had handed over, and the taker was killed after that.
         let end = before.finish()
         #expect(end.status == 0, "\(end.errors)")
         let words = ["--blk-file", rig.disk, "--memory", rig.memory, "--control", rig.control, "--engine", "sync"]
@@ -201,7 +201,7 @@ import VirtioRegisters
     rig.terminate(current)
   }
 
-  @Test("a process that is told to end in the middle of a takeover ends, and lets nobody begin")
+  @Test("a process that is told to end during a takeover ends, and no taker begins")
   func endInTheMiddle() throws {
     let first = try rig.serve(engine: "sync")
     var last: Program?
@@ -239,7 +239,7 @@ import VirtioRegisters
   }
 }
 
-/// Looks again and again, in a thread of its own, whether somebody else could have an image or a memory file.
+/// A thread that keeps checking whether another process could lock an image or a memory file.
 private final class Watch: Sendable {
   private let isEnding = Atomic<Bool>(false)
   private let looks = Atomic<Int>(0)
@@ -262,17 +262,17 @@ private final class Watch: Sendable {
 
   func lookOnce() throws {
     let before = looks.load(ordering: .relaxed)
-    try wait(until: "the locks have been looked at") { looks.load(ordering: .relaxed) > before + 1 }
+    try wait(until: "the locks have been checked") { looks.load(ordering: .relaxed) > before + 1 }
   }
 
-  /// - Returns: what was free at some moment.
+  /// - Returns: what was unlocked at some moment.
   func end() -> Set<String> {
     isEnding.store(true, ordering: .relaxed)
     done.wait()
     return found.withLock { $0 }
   }
 
-  /// - Returns: which of the two somebody else could have.
+  /// - Returns: which of the two another process could lock.
   static func free(image: String, memory: String) -> Set<String> {
     var free: Set<String> = []
     do {

@@ -1,4 +1,4 @@
-/// A disk's figures through the API of swift-metrics, as a program that collects with it sees them.
+/// A disk's metrics through the API of swift-metrics, as a program that collects with it sees them.
 import MetricsTestKit
 import Testing
 import VirtioBlkDevice
@@ -39,7 +39,7 @@ struct MetricsReporterTests {
     #expect(try system.expectMeter("vmm_blk_in_flight", [("disk", "vda")]).lastValue == 5)
   }
 
-  /// The disk was taken away and made anew under its name.
+  /// The disk was removed, and added again under the same name.
   @Test func figuresThatShrinkCountFromZero() throws {
     var reporter = MetricsReporter(disk: "vda", factory: system)
     var metrics = BlockMetrics()
@@ -69,7 +69,7 @@ struct MetricsReporterTests {
     reporter.report(metrics)
     let after = try #require(try quantile("0.5", "read"))
     #expect(abs(after - 0.009) < 0.000_2)
-    // Nothing new: the last ones stay, and nothing divides by zero.
+    // No new requests: the last values stay, and nothing divides by zero.
     reporter.report(metrics)
     #expect(try quantile("0.5", "read") == after)
     #expect(throws: (any Error).self) { try quantile("0.5", "flush") }

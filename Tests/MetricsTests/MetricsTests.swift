@@ -1,4 +1,4 @@
-/// Figures as collectors read them, and the server that they read them from.
+/// Metrics as collectors read them, and the server that they read them from.
 import CLinux
 import Foundation
 import Glibc
@@ -63,7 +63,7 @@ import VirtioCore
   }
 }
 
-/// A server in a thread of its own.
+/// A metrics server in its own thread.
 private final class Page: @unchecked Sendable {
   private let loop: EventLoop
   private let server: MetricsServer
@@ -94,7 +94,7 @@ private final class Page: @unchecked Sendable {
     server.close()
   }
 
-  /// A connection that has said this.
+  /// A connection on which this text was sent.
   func connect(_ text: String) throws -> OwnedDescriptor {
     let socket = OwnedDescriptor(Glibc.socket(AF_INET, Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0))
     var address = sockaddr_in()
@@ -115,7 +115,7 @@ private final class Page: @unchecked Sendable {
     var bytes = Array(text.utf8)[...]
     while !bytes.isEmpty {
       let count = unsafe bytes.withUnsafeBytes { unsafe send(socket.rawValue, $0.baseAddress, $0.count, Int32(MSG_NOSIGNAL)) }
-      // It may have heard enough.
+      // The server may have read enough, and closed the connection.
       guard count > 0 else { return }
       bytes = bytes.dropFirst(count)
     }
@@ -166,7 +166,7 @@ private final class Page: @unchecked Sendable {
     #expect(try page.ask("GET / HTTP/1.1\r\n\r\n").utf8.count > 8 << 20)
   }
 
-  /// Who is slow, says nothing or goes keeps nobody else from the page for long: each has a few seconds.
+  /// A client that is slow, sends nothing or disconnects blocks the page only for a few seconds.
   @Test func strangersAreLetGoOf() throws {
     let page = try Page()
     defer { page.end() }

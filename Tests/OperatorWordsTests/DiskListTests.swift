@@ -1,4 +1,4 @@
-/// Lists of disks as texts: what is taken, and what a mistake is called.
+/// Lists of disks as text: what is accepted, and how mistakes are reported.
 import ArgumentParser
 import Foundation
 import Testing
@@ -24,7 +24,7 @@ import VirtioBlkDevice
     #expect((first.engine, first.pinCPUs?.processors, first.tuning.pollUs) == (.uring, [0, 1, 2], 50))
     #expect(first.inject.count == 1 && first.limit?.limits.words == "iops=5/1")
     #expect((second.blkFile, second.readOnly, second.tuning.waiting, second.format) == ("/b", false, .busy, .auto))
-    // By its other name.
+    // By the option's other name.
     #expect(second.numQueues == 3)
   }
 
@@ -67,7 +67,7 @@ import VirtioBlkDevice
     #expect(try Self.list("[]", mayBeEmpty: true).disks.isEmpty)
   }
 
-  /// Said for all disks of a list, it is for those that take a lock of a cluster; said of one that takes none, it is a mistake.
+  /// Given for all disks of a list, it applies to those with a cluster's lock; given for a disk without one, it is a mistake.
   @Test func aLockIsBrokenWhereOneIsTaken() throws {
     let entries = #"""
       [{"image": "rbd:p/a", "socket-path": "a"}, {"image": "rbd:p/b@s", "read-only": true, "socket-path": "b"},
@@ -86,7 +86,7 @@ import VirtioBlkDevice
     }
   }
 
-  /// The text, which element of the array it is in, the key.
+  /// The text, the array element that has the key, and the key.
   @Test(
     arguments: [
       ("[]", nil), ("{}", nil), (#"{"a":1,"b":{"a":1},"c":["a","a"]}"#, nil), (#"[{"a":1},{"a":1}]"#, nil),

@@ -1,4 +1,4 @@
-/// Figures that another process says it has, as lines and as a page: what answers on a control socket may say anything.
+/// Metrics from another process, as lines and as a page: whatever answers on a control socket may send anything.
 import MetricsExport
 import Testing
 
@@ -19,7 +19,7 @@ import Testing
     return Operator.Metrics(process: process, disks: Array(repeating: disk, count: disks))
   }
 
-  /// Depths of queues whose sum is no number, of one disk and of several together.
+  /// Queue depths whose sum overflows, within a disk and over several disks.
   @Test(arguments: [[1, 2], [.max, 1], [.min, -1], [.max, .max, .min]])
   func depthsThatCannotBe(depths: [Int]) {
     for disks in [1, 2] {
@@ -32,7 +32,7 @@ import Testing
     }
   }
 
-  /// Buckets that are none, that overlap, and whose counts add up to no number.
+  /// Buckets that are invalid, that overlap, and whose counts overflow.
   @Test(
     arguments: [
       [], [[]], [[1, 2]], [[2, 1, 5]], [[1, 1, 5]], [[0, .max, .max]], [[0, 1, .max], [0, 1, .max]],

@@ -1,11 +1,11 @@
-/// What is understood of an operator's words, and that it can be typed back.
+/// How an operator's words are parsed, and that they can be printed and parsed again.
 import Testing
 import VirtioBlkDevice
 
 @testable import OperatorWords
 
 @Suite struct WordsTests {
-  /// `nil`: it is no limit.
+  /// `nil`: it is not a limit.
   @Test(
     arguments: [
       ("none", "none"), ("iops=2000", "iops=2000/200"), ("iops=1", "iops=1/1"), ("iops=2000/1", "iops=2000/1"),
@@ -28,7 +28,7 @@ import VirtioBlkDevice
     for (limits, words) in requests {
       let change = try Operator.change(limits)
       #expect(change.limits.words == words)
-      // As it goes over the control socket again.
+      // As it is sent over the control socket.
       #expect(try Operator.change(Operator.limits(change)) == change)
     }
     for wrong in [

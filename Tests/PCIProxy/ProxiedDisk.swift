@@ -1,4 +1,4 @@
-/// A disk as a PCI function of QEMU's: what the registers ask for is executed at once, one thing after the other.
+/// A disk as a PCI function of QEMU's: the registers' effects are executed at once, one after the other.
 import DriverCheck
 import Glibc
 import VirtioBlkDevice
@@ -15,11 +15,12 @@ final class ProxiedDisk {
   private var registers: PCIRegisters
   private var memory: GuestMemory?
   private var kicks: [OwnedDescriptor] = []
-  /// What was asked of the function, by what.
+  /// Number of accesses to the function, by kind.
   private(set) var accesses: [String: Int] = [:]
-  /// Rung by every queue; `registers.isInterruptAsserted` says whether the line is up.
+  /// Signalled by every queue; `registers.isInterruptAsserted` tells the line's level.
   let rung: DoorbellWatch
-  /// QEMU's, once it has told them: asserts the line, and says that the guest's interrupt controller asks again.
+  /// QEMU's descriptors, once it has sent them: one asserts the line, the other tells that the guest's interrupt controller is
+  /// ready for it again.
   private(set) var line: (assert: OwnedDescriptor, again: OwnedDescriptor)?
 
   init(image path: String, _ interface: RegisterInterface, queues: Int, zoned: ZonedOptions?) throws {
@@ -42,7 +43,7 @@ final class ProxiedDisk {
     watch.begins(with: .pci(registers))
   }
 
-  /// What the guest's driver did right and wrong.
+  /// The report on the guest's driver.
   var report: String { DriverReport.text([check.report], isWhole: false) }
 
   private var status: SharedCell<UInt32> { unsafe SharedCell(words.base) }
@@ -53,7 +54,7 @@ final class ProxiedDisk {
     rung.stop()
   }
 
-  /// The level, as an edge for each time that QEMU has to look at it.
+  /// Turns the line's level into an edge each time that QEMU has to look at it.
   func lineChanged() {
     if let line, registers.isInterruptAsserted { EventCounter.signal(line.assert.rawValue) }
   }
@@ -126,7 +127,7 @@ final class ProxiedDisk {
       RegisterAccess(offset: RegisterModel.offset(space, offset), width: width, isWrite: isWrite, value: value))
   }
 
-  /// The guest's memory is sent again whenever something in its map changes. Queues that run continue in the new one.
+  /// The guest's memory map is sent again whenever it changes. Running queues continue in the new one.
   private func setMemory(_ message: ProxyMessage) {
     var regions: [GuestRegion] = []
     for (index, descriptor) in message.descriptors.enumerated() {
@@ -181,6 +182,6 @@ final class ProxiedDisk {
     }
   }
 
-  /// Events of the device, besides those that are waited for.
+  /// Signalled when the device has events.
   var eventDescriptor: Int32 { device.eventDescriptor }
 }

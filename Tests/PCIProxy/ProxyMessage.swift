@@ -1,4 +1,4 @@
-/// The words that QEMU's `x-pci-proxy-dev` (7.2) sends to the process that has its device, and how they arrive.
+/// The messages that QEMU's `x-pci-proxy-dev` (7.2) sends to the process with its device, and how they are received.
 internal import CLinux
 internal import Glibc
 import VirtioCore
@@ -20,23 +20,23 @@ struct ProxyMessage {
   var data: [UInt8]
   var descriptors: [OwnedDescriptor]
 
-  /// A word of the data; zero where there is none.
+  /// A word of the data; zero beyond its end.
   func word<Word: FixedWidthInteger>(_ offset: Int, as: Word.Type = Word.self) -> Word {
     guard offset >= 0, offset + Word.bitWidth / 8 <= data.count else { return 0 }
     return data[offset..<offset + Word.bitWidth / 8].reversed().reduce(0) { $0 << 8 | Word(truncatingIfNeeded: $1) }
   }
 }
 
-/// The proxy's socket. Reads wait.
+/// The proxy's socket. Reads block.
 struct ProxyLink {
   let socket: OwnedDescriptor
 
-  /// The largest data part: what describes memory.
+  /// The largest data part: that of the memory map.
   private static let largest: UInt64 = 192
   /// Command, padding, and the size of the data.
   private static let headerSize = 16
 
-  /// - Returns: `nil` at the end, or after something that is no message.
+  /// - Returns: `nil` at the end, or after an invalid message.
   func receive() -> ProxyMessage? {
     guard let (header, descriptors) = read(Self.headerSize) else { return nil }
     let message = ProxyMessage(command: .answer, data: header, descriptors: [])

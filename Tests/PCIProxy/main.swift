@@ -1,5 +1,6 @@
 /// pci-proxy FD INTERFACE IMAGE QUEUES [ZONED]: the device end of QEMU's `x-pci-proxy-dev`, so that kernels and firmware find
-/// our PCI function among QEMU's own. ZONED are the words of `vmm-blk serve --zoned`. Scripts/guest/pci.py starts both.
+/// this project's PCI function among QEMU's own. ZONED are the words of `vmm-blk serve --zoned`. Scripts/guest/pci.py starts
+/// both.
 import Glibc
 import OperatorWords
 import VirtioCore

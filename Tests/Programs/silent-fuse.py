@@ -3,16 +3,16 @@
 
     silent-fuse.py SIZE [--page-cache]
 
-It serves one regular file of SIZE bytes through /dev/fuse and says `ready PATH` on standard output, or `cannot SENTENCE` where
-FUSE cannot be used. Lines on standard input tell it what not to answer from then on, and each is repeated when it holds:
+It serves one regular file of SIZE bytes through /dev/fuse and prints `ready PATH` on standard output, or `cannot SENTENCE` if
+FUSE cannot be used. Lines on standard input tell it what not to answer from then on; each is echoed when it is in force:
 
     hold read flush      of getattr, open, read, write, flush, release, fsync and fallocate; the others are answered (again)
 
-The first request of each kind that is held is told as `held read`. What is held is never answered. When standard input or the
-parent ends, at SIGTERM, or when this process is killed, the kernel fails everything that is held.
+The first request held of each kind is reported as `held read`. Held requests are never answered. When standard input or the
+parent ends, at SIGTERM, or when this process is killed, the kernel fails all held requests.
 
-The mount is in a mount namespace of this process alone, and PATH leads there by way of /proc: so nothing can be left mounted.
-With --page-cache reads are cached and the file can be mapped shared; without, every read and write comes here.
+The mount is in this process's own mount namespace, and PATH leads there through /proc, so nothing can be left mounted.
+With --page-cache reads are cached and the file can be mapped shared; without it, every read and write comes here.
 """
 import contextlib
 import ctypes
@@ -26,7 +26,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 CLONE_NEWNS = 0x20000
 MS_REC, MS_PRIVATE = 0x4000, 0x40000
 MNT_FORCE, MNT_DETACH = 1, 2
-# Of every namespace, so that it is there; what is in it matters to nobody here.
+# Exists in every namespace; its content does not matter here.
 MOUNT = b"/tmp"
 LOOKUP, FORGET, SETATTR, STATFS, INIT, OPENDIR, RELEASEDIR, BATCH_FORGET = 1, 2, 4, 17, 26, 27, 29, 42
 GETATTR, OPEN, READ, WRITE, RELEASE, FSYNC, FLUSH, FALLOCATE = 3, 14, 15, 16, 18, 20, 25, 43
@@ -35,7 +35,7 @@ HOLDABLE = {
     "fallocate": FALLOCATE}
 FOLDER, FILE = 1, 2  # nodes
 DIRECT_IO = 1
-ASYNC = 1 | 1 << 15  # reads, and direct I/O: nobody in the kernel waits for those
+ASYNC = 1 | 1 << 15  # reads, and direct I/O: nothing in the kernel waits for those
 ENOENT, ENOSYS = 2, 38
 
 
@@ -48,9 +48,9 @@ class File:
         self.device = -1
 
     def mount(self):
-        """Returns what is in the way, if anything."""
+        """Returns an error, or None."""
         if libc.unshare(CLONE_NEWNS) != 0:
-            return f"a mount namespace is not to be had: {os.strerror(ctypes.get_errno())}"
+            return f"a mount namespace cannot be created: {os.strerror(ctypes.get_errno())}"
         if libc.mount(b"none", b"/", None, MS_REC | MS_PRIVATE, None) != 0:
             return f"mounts cannot be made private: {os.strerror(ctypes.get_errno())}"
         try:
@@ -63,7 +63,7 @@ class File:
         return None
 
     def abort(self):
-        """Fails what is held. Closing the device would do, and so does the end of this process."""
+        """Fails all held requests. Closing the device would do that, too, and so does the end of this process."""
         libc.umount2(MOUNT, MNT_FORCE)
         libc.umount2(MOUNT, MNT_DETACH)
         os.close(self.device)
@@ -76,7 +76,7 @@ class File:
         """Answers one request, if there is one."""
         try:
             message = os.read(self.device, 2 << 20)  # a write and its header
-        except (InterruptedError, FileNotFoundError):  # a request that was taken back
+        except (InterruptedError, FileNotFoundError):  # a request that was cancelled
             return
         _, operation, unique, node = struct.unpack_from("<IIQQ", message)
         if operation in self.held:
@@ -87,7 +87,7 @@ class File:
         if operation in (FORGET, BATCH_FORGET):
             return
         error, reply = self.answer(operation, node, message[40:])
-        # The one that asked may have gone.
+        # The process that asked may have gone.
         with contextlib.suppress(OSError):
             os.write(self.device, struct.pack("<IiQ", 16 + len(reply), -error, unique) + reply)
 
@@ -130,7 +130,7 @@ def main():
     if len(sys.argv) < 2:
         sys.exit(__doc__)
     parent = os.getppid()
-    # Ends what is being waited for; the connection goes with this process.
+    # Interrupts the wait; the connection goes with this process.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     file = File(int(sys.argv[1]), "--page-cache" in sys.argv[2:])
@@ -144,7 +144,7 @@ def main():
         waiting.register(file.device, select.POLLIN)
         waiting.register(0, select.POLLIN)
         text = b""
-        # Somebody else may have the other end of standard input, too.
+        # Another process may have the other end of standard input, too.
         while os.getppid() == parent:
             ready = {descriptor for descriptor, _ in waiting.poll(1000)}
             if file.device in ready:

@@ -1,4 +1,4 @@
-/// The checker and qemu-img's say the same of the same image.
+/// The checker agrees with qemu-img about the same image.
 import Foundation
 import TestSupport
 import Testing
@@ -26,7 +26,7 @@ import Testing
       try Qemu.io(path, commands)
       if options != "refcount_bits=1" {
         try Qemu.image(["snapshot", "-c", "a", path])
-        // What is there cannot be compressed in its place.
+        // Allocated clusters cannot be compressed in place.
         try Qemu.io(path, commands.reversed().filter { !$0.contains("-c") })
         try Qemu.image(["snapshot", "-c", "b", path])
         try Qemu.image(["snapshot", "-d", "a", path])
@@ -57,7 +57,7 @@ import Testing
     }
   }
 
-  /// A process that is killed with counts that it kept for later.
+  /// A process was killed before it stored the refcounts that it had deferred.
   @Test func aDirtyImageHasErrors() throws {
     try withDirectory { folder in
       let path = folder + "/image"
@@ -72,7 +72,7 @@ import Testing
     }
   }
 
-  /// The places of a fresh image with one megabyte written: 64 KiB clusters, refcount block at 2, L2 table at 4, data from 5 on.
+  /// Offsets in a fresh image with one megabyte written: 64 KiB clusters, refcount block at 2, L2 table at 4, data from 5 on.
   static let damages: [(String, Int, UInt64, Int32)] = [
     ("a leak", 0x40000, 0, 3),
     ("a count too high", 0x20000 + 6 * 2, 0x0002_0001_0001_0001, 2),

@@ -1,4 +1,4 @@
-/// Images that QEMU made, read here; and images that are made here, read by QEMU.
+/// Images made by QEMU and read here; and images made here and read by QEMU.
 import Foundation
 import TestSupport
 import Testing
@@ -72,7 +72,7 @@ import Testing
       let header = try Qcow2Header(file.source)
       #expect(try header.snapshots(file.source).map(\.name) == ["one", "another one", "3"])
       #expect(try header.snapshot("another one", file.source).id == "2")
-      // A name comes before a number.
+      // A name takes precedence over a number.
       #expect(try header.snapshot("3", file.source).name == "3")
       #expect(try header.snapshot("1", file.source).name == "one")
       #expect(throws: Qcow2Fault.noSnapshot("4")) { try header.snapshot("4", file.source) }

@@ -1,4 +1,4 @@
-/// Images with one fault each: every one is told of with a sentence that names the fault, and none does any harm.
+/// Images with one fault each: every fault is reported in a sentence that names it, and none does any harm.
 import Testing
 
 @testable import Qcow2
@@ -29,7 +29,7 @@ import Testing
   private static let level2 = 4 * cluster
   private static let snapshots = 6 * cluster
 
-  /// An extension in the place of the names of features.
+  /// Puts an extension in place of the feature name table.
   private static func put(_ bytes: inout [UInt8], _ type: UInt32, _ length: UInt32, _ data: [UInt8] = []) {
     for index in 104..<1024 { bytes[index] = 0 }
     bytes.put32(type, at: 104)
@@ -37,7 +37,7 @@ import Testing
     bytes.replaceSubrange(112..<112 + data.count, with: data)
   }
 
-  /// A directory of one bitmap, in the place of the snapshot's L1 table.
+  /// Puts a directory with one bitmap in place of the snapshot's L1 table.
   private static func put(_ bytes: inout [UInt8], bitmapsAt place: Int) {
     var data = [UInt8](repeating: 0, count: 24)
     data.put32(1, at: 0)
@@ -298,7 +298,7 @@ import Testing
 
   @Test func thereAreManyKinds() { #expect(Self.inHeader.count + Self.inTables.count >= 60) }
 
-  /// Two L1 entries for one table would cost memory that the file does not have.
+  /// Two L1 entries with the same table would use memory that the file does not account for.
   @Test func anL2TableIsThereOnce() throws {
     var sample = try Sample(size: 1 << 30)
     sample.bytes.put64(sample.bytes.word64(3 * sample.cluster), at: 3 * sample.cluster + 8)
@@ -306,7 +306,7 @@ import Testing
     #expect(throws: Qcow2Fault.sharedTable(offset: UInt64(4 * sample.cluster))) { try header.level1(sample.source) }
   }
 
-  /// Clusters of 2 MiB whose counts have one bit: the last that a refcount table can be about would be at 2^65.
+  /// Clusters of 2 MiB with 1-bit refcounts: the last cluster that a refcount table could cover would be at 2^65.
   @Test func aCountOfAClusterThatNoFileCanHave() throws {
     var source = MemorySource([UInt8](repeating: 0, count: 10 << 20))
     source.bytes.put32(Qcow2Header.magic, at: 0)
@@ -315,14 +315,14 @@ import Testing
     source.bytes.put64(2 << 20, at: 48)
     source.bytes.put32(4, at: 56)
     source.bytes.put32(104, at: 100)
-    // The table's last cluster is its own block, and has one bit.
+    // The table's last entry points to a block with one bit set.
     source.bytes.put64(8 << 20, at: (10 << 20) - 8)
     let report = try Qcow2Check.run(source, try Qcow2Header(source))
     #expect(report.imageEnd == .max && report.leaks == 1 && report.corruptions > 0, "\(report)")
     #expect(report.findings.contains { $0.contains("cluster \(1 << 44 - 64 + 47) ") }, "\(report.findings)")
   }
 
-  /// Many snapshots or bitmaps may name the same places, so that a small file has more entries than anybody can look at.
+  /// Many snapshots or bitmaps may refer to the same clusters, so a small file can have more entries than can be checked.
   @Test func whatCannotBeLookedAtIsToldAsAFailure() throws {
     let snapshot = try Sample()
     var bitmap = snapshot
@@ -338,7 +338,7 @@ import Testing
     }
   }
 
-  /// What is wrong with a cluster is told once, however often it is so, and takes memory once.
+  /// A fault of a cluster is reported once, however often it occurs, and takes memory once.
   @Test func aClusterThatABitmapNamesAHundredTimes() throws {
     var sample = try Sample()
     let (directory, table) = (7 * Self.cluster, 5 * Self.cluster)
@@ -351,7 +351,7 @@ import Testing
     #expect(findings.contains { $0.contains("cluster 3 refcount=1 reference=101") }, "\(findings)")
   }
 
-  /// Whatever bytes change: an answer comes, and nothing traps.
+  /// Whatever bytes change, there is a result, and nothing traps.
   @Test(arguments: [false, true]) func anyBytesAreSurvived(isExtended: Bool) throws {
     let sample = try Sample(extended: isExtended, bits: isExtended ? 14 : 9, size: isExtended ? 1 << 20 : 16 << 10)
     let places = Array(0..<120) + (1..<8).flatMap { base in (0..<64).map { base * sample.cluster + $0 } }

@@ -1,4 +1,4 @@
-/// `vmm-blk image` as people use it.
+/// `vmm-blk image` as users run it.
 import Foundation
 import TestSupport
 import Testing
@@ -75,7 +75,7 @@ import Testing
       let source = "qcow2:\(folder)/a"
       #expect(try run(["convert", source, folder + "/raw"]).errors.contains("backing-folder"))
       #expect(!FileManager.default.fileExists(atPath: folder + "/raw"))
-      // How far it is is for terminals.
+      // Progress is shown on terminals only.
       let made = try run(["convert", source + "?backing=raw:\(folder)/base", folder + "/raw", "--progress"])
       #expect(made.status == 0 && made.errors.isEmpty, "\(made)")
       #expect(try Data(contentsOf: URL(fileURLWithPath: folder + "/raw")) == content + Data(count: 1 << 20))
@@ -163,7 +163,7 @@ import Testing
     }
   }
 
-  /// A name from elsewhere is no word for the terminal.
+  /// A name in an image must not control the terminal.
   @Test func namesInAnImageAreShownAsText() throws {
     try withDirectory { folder in
       let path = folder + "/image"

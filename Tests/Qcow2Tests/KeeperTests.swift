@@ -1,11 +1,11 @@
-/// What has to be stored when an image changes, and in which order.
+/// Which stores a change of an image needs, and in which order.
 import Foundation
 import Testing
 
 @testable import Qcow2
 
 @Suite struct KeeperTests {
-  /// A file that does what it is told.
+  /// A file to which stores are applied.
   private struct File {
     var bytes: [UInt8]
     var source: MemorySource { MemorySource(bytes) }
@@ -24,7 +24,7 @@ import Testing
 
     func report() throws -> Qcow2Report { try Qcow2Check.run(source, try Qcow2Header(source)) }
 
-    /// - Parameter check: after each group the image has leaks at most.
+    /// - Parameter check: after each group of stores the image has at most leaks.
     mutating func apply(_ plan: StorePlan, _ keeper: ImageKeeper) throws {
       if let length = plan.length { bytes += [UInt8](repeating: 0, count: Int(length) - bytes.count) }
       for group in plan.groups {
@@ -38,7 +38,7 @@ import Testing
     }
   }
 
-  /// Refcount blocks and tables of small clusters are full soon.
+  /// With small clusters, refcount blocks and tables are soon full.
   @Test(arguments: [(9, 700, 30), (9, 20_000, 2), (10, 3000, 8), (16, 16, 3)] as [(UInt32, UInt64, Int)])
   func countingGoesOnInAnOrderThatSurvives(bits: UInt32, wanted: UInt64, rounds: Int) throws {
     var file = try File(size: 1 << 20, bits: bits)
@@ -50,7 +50,7 @@ import Testing
       #expect(!keeper.hasFree)
       var (one, other) = (keeper, keeper)
       let plan = try one.grow(by: wanted)
-      // Who could not carry it out asks again, and gets the same.
+      // A caller that could not apply the plan asks again, and gets the same one.
       let same = try other.grow(by: wanted)
       #expect(same == plan)
       keeper = one
@@ -63,7 +63,7 @@ import Testing
       }
       #expect(count >= wanted)
     }
-    // Nobody points at any of them.
+    // Nothing refers to any of them.
     for place in places { keeper.abandon(place) }
     for store in keeper.settle(keeper.takeDropped()) { file.store(store) }
     let (stores, end) = keeper.finish()
@@ -71,7 +71,7 @@ import Testing
     if let end { file.bytes.removeLast(file.bytes.count - Int(end)) }
     let report = try file.report()
     #expect(report.isClean, "\(report.findings.prefix(3))")
-    // Blocks that have nothing stay, and who comes next goes on with them.
+    // Empty blocks stay, and the next keeper reuses them.
     var next = try ImageKeeper(try Qcow2Header(file.source), file.source)
     try file.apply(try next.grow(by: wanted), next)
   }
@@ -109,7 +109,7 @@ import Testing
     #expect(report.isClean && report.allocatedClusters == 1, "\(report.findings)")
   }
 
-  /// What a snapshot has, too, is counted down, and what nobody has any more to 0.
+  /// The refcount of a cluster that a snapshot shares is decremented, and that of an unused cluster becomes 0.
   @Test(arguments: [false, true]) func whatLostItsPointerIsCountedDown(isExtended: Bool) throws {
     let sample = try Sample(extended: isExtended)
     var file = File(sample)
@@ -157,19 +157,19 @@ import Testing
     #expect(fault { $0.put64(99 * cluster, at: 7 * table) } == .pastEnd(.level2, offset: 99 * cluster))
   }
 
-  /// What only a snapshot has is a table, too; it may be one that the disk has.
+  /// A snapshot's own tables count as tables; it may also share one with the disk.
   @Test(arguments: [4, 5] as [UInt64]) func tablesOfSnapshotsAreKnown(number: UInt64) throws {
     var sample = try Sample()
     sample.bytes.put64(number * UInt64(sample.cluster), at: 7 * sample.cluster)
     var keeper = try ImageKeeper(try Qcow2Header(sample.source), sample.source)
     #expect(keeper.metadata.contains(number))
-    // Not counted down by an entry that says that it is data.
+    // An entry that uses it as data does not decrement its refcount.
     keeper.supply([UInt8](sample.bytes[2 * sample.cluster..<3 * sample.cluster]), block: 0)
     let stores = keeper.settle([number: 1])
     #expect(stores.isEmpty)
   }
 
-  /// Counts past the end of the file belong to somebody.
+  /// Refcounts beyond the end of the file are kept.
   @Test func countsPastTheEndStay() throws {
     var sample = try Sample()
     sample.bytes.put16(1, at: 2 * sample.cluster + 12 * 2)
@@ -197,7 +197,7 @@ import Testing
   private static let own: UInt64 = 1 << 63
   private static let place: UInt64 = 0x50000
 
-  /// An entry, what is written of 64 KiB, what is stored, where, and what the entry says afterwards.
+  /// An entry, the range written of 64 KiB, the range stored and where, and the entry afterwards.
   @Test(
     arguments: [
       (false, 0, 0, 512..<1024, 0..<65536, nil, 0),

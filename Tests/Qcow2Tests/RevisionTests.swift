@@ -1,4 +1,4 @@
-/// Images that are changed as a whole: what is stored, and what hostile ones come to.
+/// Changes of whole images: what is stored, and what happens to hostile images.
 import Foundation
 import SystemPackage
 import Testing
@@ -42,7 +42,7 @@ import Testing
     #expect(last.offset + UInt64(last.bytes.count) <= 512)
     #expect(try report(image) == report(bytes), "what was stored is to be invisible")
     apply(last)
-    // What is punched is used by nothing.
+    // Nothing uses the punched ranges.
     for range in try revision.freed() where range.lowerBound < UInt64(image.count) {
       let end = min(range.upperBound, UInt64(image.count))
       image.replaceSubrange(
@@ -67,7 +67,7 @@ import Testing
     #expect(after.size == header.size + (change == .grow ? header.geometry.level2Span : 0))
   }
 
-  /// Small clusters: refcount blocks, their table and the table of snapshots outgrow their places again and again.
+  /// Small clusters: refcount blocks, their table and the snapshot table outgrow their space again and again.
   @Test func manySnapshotsOfManyTables() throws {
     var sample = try Sample(bits: 9, size: 16 << 10)
     for number in 0..<60 {
@@ -84,11 +84,11 @@ import Testing
     #expect(try report(sample.bytes).isClean)
   }
 
-  /// Leaks stay, and stay leaks.
+  /// Leaked clusters stay leaked.
   @Test func whatIsLeakedIsNotTouched() throws {
     var sample = try Sample()
     sample.bytes.put16(3, at: 2 * sample.cluster + 200)
-    // Beyond the end of the file, as of a server that was killed: new clusters are taken behind it.
+    // Beyond the end of the file, as left by a killed server: new clusters are allocated after it.
     sample.bytes.put16(1, at: 2 * sample.cluster + 2 * 9)
     let before = try report(sample.bytes)
     #expect(before.leaks == 2)
@@ -97,7 +97,7 @@ import Testing
     #expect(after.corruptions == 0 && after.findings == before.findings, "\(after.findings)")
   }
 
-  /// The last cluster that a refcount table of clusters of 2 MiB can be about.
+  /// The last cluster that a refcount table with clusters of 2 MiB can cover.
   @Test func aCountFarBeyondAnyFileLeavesNoRoom() throws {
     var sample = try Sample(bits: 21)
     let size = sample.cluster
@@ -109,7 +109,7 @@ import Testing
     #expect(throws: Qcow2Fault.isFull) { try changed(sample.bytes) { try $0.createSnapshot("new", date: (1, 2)) } }
   }
 
-  /// What a faulty image is turned into is no worse: it is refused, or it has the fault that it had.
+  /// A change does not make a faulty image worse: it is refused, or the image keeps its fault.
   @Test(arguments: HostileTests.inHeader + HostileTests.inTables) func aFaultIsRefusedOrKept(fault: HostileTests.Fault) throws {
     var sample = try Sample(extended: fault.isExtended, backing: fault.backing)
     fault.edit(&sample.bytes)
@@ -121,7 +121,7 @@ import Testing
       let after = try report(image)
       #expect(after.corruptions == 0 && after.leaks <= before.leaks, "\(change): \(after.findings)")
     }
-    // Names: the header stays one.
+    // Names: the header stays valid.
     guard let header = try? Qcow2Header(sample.source),
       let plan = try? BackingChange(header, sample.source).plan(Array("other".utf8), format: "raw")
     else { return }
@@ -133,7 +133,7 @@ import Testing
     #expect(try Qcow2Header(MemorySource(bytes)).backingText == "other")
   }
 
-  /// The names of features survive a change of the backing file where there is room.
+  /// The feature name table survives a change of the backing file if there is room.
   @Test(arguments: [10, 12, 16], [nil, "base", String(repeating: "b", count: 300)]) func aNameIsChanged(
     bits: UInt32, first: String?
   ) throws {
@@ -142,7 +142,7 @@ import Testing
       let header = try Qcow2Header(sample.source)
       let change = try BackingChange(header, sample.source)
       guard let plan = try? change.plan(name.map { Array($0.utf8) }, format: name == nil ? nil : "qcow2") else {
-        // Two long names in a cluster of 1 KiB.
+        // Two long names do not fit into a cluster of 1 KiB.
         #expect(bits == 10 && (name?.utf8.count ?? 0) > 100)
         continue
       }
@@ -154,7 +154,7 @@ import Testing
       let after = try Qcow2Header(MemorySource(bytes))
       #expect(after.backingText == name && after.backingFormat == (name == nil ? nil : "qcow2"))
       #expect(try report(bytes).isClean)
-      // An unknown feature is told of by the name that the image has for it.
+      // An unknown feature is reported by the name that the image gives it.
       bytes.put64(1 << 1 | bytes.word64(72), at: 72)
       if bits > 10 { #expect(Data(bytes[..<sample.cluster]).range(of: Data("corrupt bit".utf8)) != nil) }
     }
@@ -171,7 +171,7 @@ import Testing
     }
   }
 
-  /// A file that changes while it is read: another content after so many reads.
+  /// A file that changes while it is read: its content is replaced after a number of reads.
   private final class Turning: ImageSource {
     let first: [UInt8]
     let then: [UInt8]
@@ -205,7 +205,7 @@ import Testing
     let header = try Qcow2Header(sample.source)
     var other = sample
     turn.edit(&other)
-    // The table is at the end of the file, so that what is too long ends there.
+    // The table is at the end of the file, so a longer one would end beyond it.
     for reads in 0..<40 {
       let source = Turning(sample.bytes, other.bytes, after: reads)
       if var revision = try? ImageRevision(header, source), (try? revision.deleteSnapshot("snap")) != nil {
@@ -216,7 +216,7 @@ import Testing
     }
   }
 
-  /// Clusters that lie far apart may each need a block in memory.
+  /// Clusters far apart may each need their own refcount block in memory.
   @Test func theMemoryForRefcountsIsBounded() throws {
     let sample = try Sample(bits: 9, size: 16 << 10)
     let header = try Qcow2Header(sample.source)
@@ -228,11 +228,11 @@ import Testing
     try book.add(1, at: 256 * 512)
   }
 
-  /// A snapshot that does not say how large its disk is has that of the disk, which therefore cannot change.
+  /// A snapshot without a disk size has the disk's own, which therefore cannot change.
   @Test func aSnapshotWithoutSizeKeepsTheSizeOfTheDisk() throws {
     var sample = try Sample()
     let table = 6 * sample.cluster
-    // The second entry: no more than the fixed part.
+    // The second entry has only the fixed part.
     let second = table + 64
     sample.bytes.put32(2, at: 60)
     sample.bytes.put16(1, at: second + 12)
@@ -244,7 +244,7 @@ import Testing
     #expect(throws: Qcow2Fault.snapshotsWithoutSize) { try changed(sample.bytes) { try $0.applySnapshot("snap") } }
   }
 
-  /// One name for two snapshots: programs differ in which of them it means.
+  /// Two snapshots with the same name: programs differ in which of them they use.
   @Test func aNameThatMeansTwoSnapshotsIsRefused() throws {
     var bytes = try changed(try Sample().bytes) { try $0.createSnapshot("1", date: (1, 2)) }
     for body in [
@@ -255,7 +255,7 @@ import Testing
     let header = try Qcow2Header(MemorySource(bytes))
     #expect(throws: Qcow2Fault.ambiguousSnapshot("1")) { try header.snapshot("1", MemorySource(bytes)) }
     #expect(try header.snapshot("2", MemorySource(bytes)).name == "1" && header.snapshot("snap", MemorySource(bytes)).id == "1")
-    // The same text in other bytes is another name.
+    // The same text as other bytes is another name.
     bytes = try changed(bytes) { try $0.createSnapshot("\u{e9}", date: (1, 2)) }
     bytes = try changed(bytes) { try $0.createSnapshot("e\u{301}", date: (1, 2)) }
     bytes = try changed(bytes) { try $0.deleteSnapshot("e\u{301}") }

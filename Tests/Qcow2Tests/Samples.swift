@@ -5,9 +5,9 @@ import Testing
 
 @testable import Qcow2
 
-/// A small image whose every place is known: clusters of 64 KiB (or what is requested), one L2 table, one cluster of data, a
-/// snapshot that has nothing. In clusters: 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data, 6 snapshot table,
-/// 7 its L1 table.
+/// A small image in which every offset is known: clusters of 64 KiB (or another size), one L2 table, one cluster of data, and
+/// an empty snapshot. By cluster: 0 header, 1 refcount table, 2 refcount block, 3 L1, 4 L2, 5 data, 6 snapshot table, 7 its L1
+/// table.
 struct Sample {
   var bytes: [UInt8]
   let cluster: Int
@@ -42,8 +42,8 @@ struct Sample {
   var source: MemorySource { MemorySource(bytes) }
 }
 
-/// Everything that a reader and a checker look at.
-/// - Returns: the first thing that is wrong with it; `nil`: nothing.
+/// Runs everything that a reader and a checker do.
+/// - Returns: the first fault found; `nil`: none.
 func firstFault(_ source: some ImageSource) -> String? {
   do throws(Qcow2Fault) {
     let header = try Qcow2Header(source)
@@ -65,7 +65,7 @@ func firstFault(_ source: some ImageSource) -> String? {
 enum Qemu {
   static let isHere = FileManager.default.isExecutableFile(atPath: "/usr/bin/qemu-img")
 
-  /// - Returns: how it ended, and what it said on either stream.
+  /// - Returns: how it ended, and its output on both streams.
   @discardableResult
   static func run(_ program: String, _ words: [String]) throws -> (status: Int32, output: String, errors: String) {
     try Program(words, program: URL(fileURLWithPath: "/usr/bin/" + program)).finish()
@@ -98,7 +98,7 @@ enum Qemu {
   }
 }
 
-/// An open file for as long as a test looks at it.
+/// A file that is open while a test checks it.
 final class OpenFile {
   let handle: FileHandle
   let source: FileSource
@@ -109,7 +109,7 @@ final class OpenFile {
   }
 }
 
-/// Numbers that are the same for the same seed.
+/// Random numbers that depend only on the seed.
 struct Chance: RandomNumberGenerator {
   private var state: UInt64
   init(_ seed: UInt64) { state = seed }

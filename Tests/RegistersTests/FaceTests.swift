@@ -1,11 +1,11 @@
-/// What holds for every register face: the same driver gets the same from each, a record continues where the registers stood,
-/// and nothing that a driver does traps.
+/// Rules for every register interface: the same driver gets the same result from each, a record continues where the registers
+/// were, and nothing that a driver does traps.
 import Synchronization
 import Testing
 import VirtioCore
 import VirtioRegisters
 
-/// What a driver wants, whatever the registers are called.
+/// What a driver does, independent of the registers' names.
 private enum Step {
   case status(UInt8)
   case features(word: UInt32, UInt32)
@@ -38,7 +38,7 @@ private enum Step {
   }
 }
 
-/// A driver's way to take a step over some face.
+/// How a driver takes a step through one interface.
 private protocol Stepper {
   var model: RegisterModel { get set }
   mutating func perform(_ step: Step) -> [RegisterEffect]
@@ -76,7 +76,7 @@ private struct MMIOStepper: Stepper {
 
 private struct PCIStepper: Stepper {
   var model: RegisterModel
-  /// Through the window in the configuration space.
+  /// Accesses go through the window in the configuration space.
   var usesWindow = false
 
   private mutating func common(_ offset: UInt32, _ width: Int, _ value: UInt64) -> [RegisterEffect] {
@@ -119,7 +119,7 @@ private struct LegacyPCIStepper: Stepper {
     case .page(let page): return put(at(0x08), 4, UInt64(page))
     case .notify(let queue): return put(at(0x10), 2, UInt64(queue))
     case .configuration(let offset, let byte):
-      // The I/O BAR ends before what MMIO has room for.
+      // The I/O BAR is shorter than MMIO's configuration space.
       return offset + 0x14 < 0x100
         ? put(at(0x14 + UInt32(offset)), 1, UInt64(byte)) : [.configWrite(offset: offset, bytes: [byte])]
     case .acknowledge: return model.read(offset: at(0x13), width: 1).effects
@@ -130,7 +130,7 @@ private struct LegacyPCIStepper: Stepper {
 @Suite struct FaceTests {
   let made = Made()
 
-  /// A function whose BARs are decoded and that may access memory.
+  /// A function whose BARs are decoded and whose bus mastering is on.
   private func function(_ interface: RegisterInterface) -> RegisterModel {
     var model = RegisterModel(interface, face: made.face())
     _ = model.write(offset: 4, width: 2, value: 7)
@@ -155,7 +155,7 @@ private struct LegacyPCIStepper: Stepper {
     compare(&steppers, seed, isLegacy: true)
   }
 
-  /// Takes random steps over all of them. Every few steps one is replaced by what its record makes: nothing may differ.
+  /// Takes random steps over all of them. Every few steps one is replaced by its restored record: nothing may differ.
   private func compare(_ steppers: inout [any Stepper], _ seed: UInt64, isLegacy: Bool) {
     var generator = SplitMix(state: seed)
     for count in 0..<400 {
@@ -185,7 +185,7 @@ private struct LegacyPCIStepper: Stepper {
     }
   }
 
-  /// What does not depend on the face. Selectors are remembered by faces that have them.
+  /// The state that does not depend on the interface. Only some interfaces remember selectors.
   private func plain(_ model: RegisterModel) -> RegisterImage {
     var image = model.image
     image.pci = nil
@@ -209,7 +209,7 @@ private struct LegacyPCIStepper: Stepper {
     return restored
   }
 
-  @Test("a PCI function's BARs, vectors and table come back, and a changed configuration is seen")
+  @Test("a PCI function's BARs, vectors and table are restored, and a changed configuration is noticed")
   func pciRoundTrip() {
     for interface in RegisterInterface.allCases where interface.isPCI && interface.hasModern {
       var function = PCIRegisters.live(made, interface)
@@ -232,7 +232,7 @@ private struct LegacyPCIStepper: Stepper {
   }
 
   @Test(
-    "hostile accesses of any width and offset never trap, and start nothing that is no queue",
+    "hostile accesses of any width and offset never trap, and start only existing queues",
     arguments: 0..<24 as Range<UInt64>)
   func hostileAccesses(_ seed: UInt64) {
     for interface in RegisterInterface.allCases {
@@ -274,7 +274,7 @@ private struct LegacyPCIStepper: Stepper {
     }
   }
 
-  @Test("forged bytes do no more than a driver can, in any face", arguments: 0..<60 as Range<UInt64>)
+  @Test("forged bytes do no more than a driver can, with any interface", arguments: 0..<60 as Range<UInt64>)
   func forged(_ seed: UInt64) {
     for interface in RegisterInterface.allCases {
       var generator = SplitMix(state: seed)
@@ -295,7 +295,7 @@ private struct LegacyPCIStepper: Stepper {
     }
   }
 
-  @Test("a face has one name and one number")
+  @Test("an interface has one name and one number")
   func names() {
     for interface in RegisterInterface.allCases { #expect(RegisterInterface(name: interface.name) == interface) }
     #expect(RegisterInterface.allCases.map(\.rawValue) == [0, 1, 2, 3, 4])

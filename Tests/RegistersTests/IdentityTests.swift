@@ -1,4 +1,4 @@
-/// What a driver reads before it has done anything, and what accesses have no effect.
+/// What a driver reads before it has done anything, and accesses without effect.
 import Synchronization
 import Testing
 import VirtioCore
@@ -29,7 +29,7 @@ import VirtioRegisters
     #expect(registers.read(.deviceFeatures) == value)
   }
 
-  @Test("feat.4, i.mmio.adminvq.1: what is only for PCI or for legacy devices is not offered")
+  @Test("feat.4, i.mmio.adminvq.1: features that are only for PCI or for legacy devices are not offered")
   func untransportable() {
     var registers = made.registers(features: FeatureSet(rawValue: .max))
     #expect(registers.read(.deviceFeatures) == 0xb6ff_ffff)

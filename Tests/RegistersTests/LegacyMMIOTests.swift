@@ -1,4 +1,4 @@
-/// virtio-mmio version 1: what is there, what is not, and a legacy driver's life.
+/// virtio-mmio version 1: which registers exist, which do not, and a legacy driver from start to stop.
 import Synchronization
 import Testing
 import VirtioCore
@@ -16,7 +16,7 @@ import VirtioRegisters
     ])
   func constants(_ register: Register, _ value: UInt32) { #expect(made.legacy().read(register) == value) }
 
-  @Test("legacy.rfb.3, legacy.rfb.4, zoned.init.2: ANY_LAYOUT is offered, ZONED and what has no word are not")
+  @Test("legacy.rfb.3, legacy.rfb.4, zoned.init.2: ANY_LAYOUT is offered, ZONED and features beyond the first word are not")
   func offer() {
     var registers = made.legacy(features: FeatureSet(rawValue: .max))
     #expect(registers.read(.hostFeatures) == 0xbefd_ffff)
@@ -26,7 +26,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("i.legacy.mmio.1: what only version 2 has reads zero and writes nothing")
+  @Test("i.legacy.mmio.1: registers of version 2 only read zero and ignore writes")
   func absent() {
     var registers = LegacyMMIORegisters.live(made)
     let image = registers.image
@@ -54,7 +54,7 @@ import VirtioRegisters
       let queue = QueueConfiguration.legacySample(
         page: 0x1234_5678, pageSize: UInt64(pageSize), size: 64, alignment: UInt64(alignment))
       #expect(registers.write(.status, 7) == [.featuresFixed([.eventIndex]), .live, .startQueue(1, queue)])
-      // Pages that are in use keep their meaning.
+      // A page number in use keeps its meaning.
       registers.write(.guestPageSize, 8192)
       #expect(registers.read(.queuePageNumber) == 0x1234_5678)
       #expect(registers.write(.queueNotify, 1) == [.notify(1)])
@@ -69,7 +69,7 @@ import VirtioRegisters
   func stop() {
     var registers = LegacyMMIORegisters.live(made)
     registers.write(.queueSelect, 2)
-    #expect(registers.write(.queuePageNumber, 77).isEmpty, "one that runs stays where it is")
+    #expect(registers.write(.queuePageNumber, 77).isEmpty, "a running queue keeps its address")
     #expect(registers.write(.queuePageNumber, 0) == [.stopQueue(2)])
     #expect(registers.write(.queuePageNumber, 0).isEmpty)
     #expect(registers.read(.queuePageNumber) == 0)
@@ -77,7 +77,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "a page number without a page size, and sizes that are none, make no queue",
+    "a page number without a page size, or with an invalid one, makes no queue",
     arguments: [0, 3, 4097, 0xffff_ffff] as [UInt32])
   func noPageSize(_ size: UInt32) {
     var registers = made.legacy()
@@ -101,7 +101,7 @@ import VirtioRegisters
     #expect(registers.read(.status) == 7)
   }
 
-  @Test("a choice that the device cannot work with keeps DRIVER_OK from sticking")
+  @Test("features that the device cannot work with keep DRIVER_OK from being set")
   func refused() {
     made.accepts.withLock { $0 = false }
     var registers = made.legacy()
@@ -123,7 +123,7 @@ import VirtioRegisters
         .startQueue(1, .legacySample(page: 0x101)), .notify(1),
       ])
     #expect(registers.isInUse && registers.isLive)
-    // It is too late for another choice.
+    // It is too late for other features.
     registers.write(.guestFeatures, 0)
     #expect(registers.setUp(queue: 2) == [.startQueue(2, .legacySample(page: 0x102))])
     #expect(registers.write(.status, 7).isEmpty)
@@ -133,7 +133,7 @@ import VirtioRegisters
     #expect(!registers.isInUse)
   }
 
-  @Test("a notification that reaches no queue makes nothing live", arguments: [2, 3, 0xffff_ffff] as [UInt32])
+  @Test("a notification for no valid queue does not make the device live", arguments: [2, 3, 0xffff_ffff] as [UInt32])
   func earlyNothing(_ queue: UInt32) {
     var registers = made.legacy()
     registers.negotiate([])
@@ -142,14 +142,14 @@ import VirtioRegisters
     #expect(!registers.isInUse)
   }
 
-  @Test("legacy.init.1: configuration writes are taken before features are looked at")
+  @Test("legacy.init.1: configuration writes are accepted before features are negotiated")
   func earlyConfiguration() {
     var registers = made.legacy()
     #expect(registers.write(offset: 0x120, width: 1, value: 1) == [.configWrite(offset: 32, bytes: [1])])
     #expect(registers.read(offset: 0x103, width: 4) == 0x1615_1413)
   }
 
-  @Test("every stage of a bring-up comes back as it was", arguments: 0...4)
+  @Test("every stage of the initialization is restored", arguments: 0...4)
   func roundTrip(_ stage: Int) {
     var registers = made.legacy()
     if stage >= 1 { registers.negotiate([.eventIndex, .anyLayout]) }
@@ -172,7 +172,7 @@ import VirtioRegisters
     #expect(effects == (stage >= 3 ? live : []))
   }
 
-  @Test("a device that cannot do what was agreed on needs a reset", arguments: [false, true])
+  @Test("a device without a negotiated feature sets NEEDS_RESET", arguments: [false, true])
   func lesserDevice(_ isEarly: Bool) {
     var registers = made.legacy()
     registers.negotiate([.eventIndex])
@@ -188,7 +188,7 @@ import VirtioRegisters
     #expect(LegacyMMIORegisters.restore(registers.image, face: made.face()).restoration == .refused)
   }
 
-  @Test("status.5: a driver that is served early is told of NEEDS_RESET")
+  @Test("status.5: a driver that is served before DRIVER_OK is notified of NEEDS_RESET")
   func needsReset() {
     var registers = made.legacy()
     registers.negotiate([])

@@ -1,4 +1,4 @@
-/// What firmware and a kernel's PCI core find: identity, BARs, capabilities, the command register.
+/// What firmware and a kernel's PCI core see: identity, BARs, capabilities, the command register.
 import Synchronization
 import Testing
 import VirtioCore
@@ -23,7 +23,7 @@ import VirtioRegisters
     #expect(function.config(0x06, 2) == 0x10, "a capability list, and no interrupt")
   }
 
-  @Test("pci.bus.1: sizes of BARs are found by writing all ones", arguments: [1, 3, 200, 1000])
+  @Test("pci.bus.1: BAR sizes are found by writing all ones", arguments: [1, 3, 200, 1000])
   func sizing(_ queues: Int) {
     var function = made.function(.pciTransitional, queues: queues)
     var sizes: [UInt64] = []
@@ -69,7 +69,7 @@ import VirtioRegisters
     #expect(function.config(0xa0, 4) & 7 == 1)
   }
 
-  @Test("d.pci.cap.8: what is read-only stays", arguments: [RegisterInterface.pci, .pciLegacy, .pciTransitional])
+  @Test("d.pci.cap.8: read-only fields stay", arguments: [RegisterInterface.pci, .pciLegacy, .pciTransitional])
   func readOnly(_ interface: RegisterInterface) {
     var function = made.function(interface)
     let before = (0..<256 as Range<UInt32>).map { function.config($0, 1) }
@@ -77,7 +77,7 @@ import VirtioRegisters
     let after = (0..<256 as Range<UInt32>).map { function.config($0, 1) }
     let writable = Set<UInt32>(
       [0x04, 0x05, 0x0c, 0x3c, 0x9b] + Array(0x10...0x17) + (interface == .pciLegacy ? [] : [0x88] + Array(0x20...0x27)))
-    // In the window: offset, length and data.
+    // The window's writable fields: offset, length and data.
     let window = interface == .pciLegacy ? [] : Array(0x8c...0x97) as [UInt32]
     for offset in 0..<256 where before[offset] != after[offset] {
       #expect(writable.union(window).contains(UInt32(offset)), "byte \(offset)")
@@ -88,7 +88,7 @@ import VirtioRegisters
     #expect(function.config(0x06, 2) == 0x10)
   }
 
-  @Test("nothing answers where nothing is", arguments: [0xff as UInt32, 0x100, 0xfff, 0x0fff_ffff, 0xffff_ffff])
+  @Test("offsets without a register read zero", arguments: [0xff as UInt32, 0x100, 0xfff, 0x0fff_ffff, 0xffff_ffff])
   func beyond(_ offset: UInt32) {
     var function = PCIRegisters.live(made, .pciTransitional)
     let image = function.image
@@ -106,7 +106,7 @@ import VirtioRegisters
     #expect(function.image == image)
   }
 
-  @Test("the command register says which BARs are decoded, and addresses find them")
+  @Test("the command register enables BARs, and addresses are found in them")
   func decoding() {
     var function = made.function(.pciTransitional)
     for (command, io, memory) in [(0, false, false), (1, true, false), (2, false, true), (3, true, true)]
@@ -130,7 +130,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("a function that may not access memory takes nothing from its queues, and goes on where it stood")
+  @Test("without bus mastering a function takes nothing from its queues, and continues at its position")
   func busMaster() {
     var function = PCIRegisters.live(made)
     #expect(function.put(.configuration, 4, 2, 3) == [.pauseQueue(0), .pauseQueue(1), .pauseQueue(2), .interruptRoutesChanged])
@@ -141,7 +141,7 @@ import VirtioRegisters
       function.put(.configuration, 4, 1, 7) == [
         .startQueue(0, .sample(0)), .startQueue(1, .sample(1)), .startQueue(2, .sample(2)), .interruptRoutesChanged,
       ])
-    // One that is reset in the meantime has nothing to continue with; the bit is not virtio's.
+    // After a reset in the meantime there is nothing to continue; a virtio reset does not clear this bit.
     function.put(.configuration, 4, 2, 3)
     #expect(function.setCommon(0x14, 1, 0) == [.reset, .interruptRoutesChanged])
     #expect(function.put(.configuration, 4, 2, 7) == [.interruptRoutesChanged])
@@ -169,7 +169,7 @@ import VirtioRegisters
     made.interruptStatus.withLock { $0 = 1 }
     aim(&function, 0x1000, 1)
     #expect(function.read(.configuration, offset: 0x94, width: 1) == (1, [.acknowledgeInterrupt(1)]))
-    // d.pci.cfgacc.1, d.pci.cfgacc.3: windows that are none.
+    // d.pci.cfgacc.1, d.pci.cfgacc.3: invalid windows.
     for (offset, length, bar) in [
       (0x14, 0, 4), (0x14, 3, 4), (0x14, 8, 4), (0x14, 1, 1), (0x14, 1, 0), (0x14, 1, 255), (0xffff_ffff, 4, 4),
       (0x7fff, 2, 4), (0x14, 0xffff_ffff, 4),

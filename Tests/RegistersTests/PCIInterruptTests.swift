@@ -9,7 +9,7 @@ import VirtioRegisters
   let sources: [InterruptSource] = [.configuration, .queue(0), .queue(1), .queue(2)]
 
   @Test(
-    "pci.isr.2 to pci.isr.5: ISR answers what it was, reading clears it, the line is its level",
+    "pci.isr.2 to pci.isr.5: reading ISR returns and clears it, and the line is its level",
     arguments: [1, 2, 3] as [UInt32])
   func isr(_ bits: UInt32) {
     var function = PCIRegisters.live(made, .pciTransitional)
@@ -26,7 +26,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("the command register's interrupt disable keeps the line down, and what is pending stays")
+  @Test("the command register's interrupt disable keeps the line low, and pending bits stay")
   func interruptDisable() {
     var function = PCIRegisters.live(made)
     made.interruptStatus.withLock { $0 = 1 }
@@ -70,7 +70,7 @@ import VirtioRegisters
     #expect(!function.isInterruptAsserted && function.config(6, 2) == 0x10, "with MSI-X on the line is not used")
   }
 
-  @Test("a masked vector holds back what its sources say, and shows it as pending")
+  @Test("a masked vector holds back its sources' messages, and shows them as pending")
   func masks() {
     var function = PCIRegisters.live(made)
     function.openVectors()
@@ -84,7 +84,7 @@ import VirtioRegisters
       let width = space == .bar(1) ? 4 : 2
       #expect(function.route(of: .queue(1)) == message)
       #expect(function.put(space, offset, width, on).last == .interruptRoutesChanged)
-      // Held back by their owner.
+      // Messages that the device holds back.
       made.heldBack.withLock { $0 = [.queue(1)] }
       if offset != 4 {
         #expect(function.route(of: .queue(1)) == .masked(vector: 3))
@@ -100,7 +100,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("the table takes aligned words, keeps reserved bits zero and begins masked; pending bits cannot be written")
+  @Test("the table accepts aligned words, keeps reserved bits zero and is masked at first; pending bits cannot be written")
   func table() {
     var function = made.function()
     function.enable()

@@ -39,7 +39,7 @@ import VirtioRegisters
       #expect(function.get(.bar(0), base + 1, 2) == 0x1211)
       #expect(function.get(.bar(0), base + 7, 1) == 0x17)
       #expect(function.put(.bar(0), base + 32, 1, 1) == [.configWrite(offset: 32, bytes: [1])], "legacy.init.1")
-      // The vectors, or what would be them.
+      // The vectors, or the configuration bytes in their place.
       function.put(.bar(0), 0x0e, 2, 2)
       let effects = function.put(.bar(0), 0x16, 2, 3)
       #expect(effects == (base == 0x18 ? [.interruptRoutesChanged] : [.configWrite(offset: 2, bytes: [3, 0])]))
@@ -49,7 +49,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("legacy.vq.1, legacy.pci.7: a legacy driver's life", arguments: [RegisterInterface.pciLegacy, .pciTransitional])
+  @Test("legacy.vq.1, legacy.pci.7: a legacy driver's session", arguments: [RegisterInterface.pciLegacy, .pciTransitional])
   func life(_ interface: RegisterInterface) {
     var function = enabled(interface)
     for _ in 0..<2 {
@@ -82,14 +82,14 @@ import VirtioRegisters
       function.put(.bar(0), 0x10, 2, 0)
         == [.featuresFixed([]), .live, .startQueue(0, .legacySample(page: 5)), .notify(0)])
     #expect(function.put(.bar(0), 0x12, 1, 7).isEmpty)
-    // The modern notification address is no way to that.
+    // The modern notification address does not do that.
     var modern = enabled(.pciTransitional)
     modern.legacyNegotiate([])
     modern.put(.bar(0), 0x08, 4, 5)
     #expect(modern.put(.bar(4), 0x4000, 2, 0).isEmpty)
   }
 
-  @Test("a driver that does not enable bus mastering is served: Linux before 2.6.34 is one")
+  @Test("a driver that does not enable bus mastering is served: as Linux before 2.6.34 does")
   func withoutBusMaster() {
     var function = enabled(.pciLegacy)
     function.put(.configuration, 4, 2, 1)

@@ -1,4 +1,4 @@
-/// PCI functions over a made-up device, and what firmware and drivers do with them.
+/// PCI functions of a simulated device, and what firmware and drivers do with them.
 import Synchronization
 import VirtioCore
 import VirtioRegisters
@@ -15,7 +15,7 @@ extension Made {
   }
 }
 
-/// Where a capability of the list says that something is.
+/// The location that a capability in the list describes.
 struct Capability: Equatable {
   var type: UInt8
   var at: UInt32
@@ -36,7 +36,7 @@ extension PCIRegisters {
 
   mutating func config(_ offset: UInt32, _ width: Int) -> UInt64 { get(.configuration, offset, width) }
 
-  /// BARs are decoded and memory can be reached, as after `pci_enable_device` and `pci_set_master`.
+  /// Enables BARs and bus mastering, as `pci_enable_device` and `pci_set_master` do.
   mutating func enable() {
     put(.configuration, 0x10, 4, 0xc000)
     put(.configuration, 0x14, 4, 0xe000_0000)
@@ -90,7 +90,7 @@ extension PCIRegisters {
     return setCommon(0x1c, 2, 1)
   }
 
-  /// A live function with every queue ready.
+  /// A function after DRIVER_OK with every queue ready.
   static func live(_ made: Made, _ interface: RegisterInterface = .pci, features: FeatureSet = [.version1]) -> PCIRegisters {
     var function = made.function(interface)
     function.enable()
@@ -102,7 +102,7 @@ extension PCIRegisters {
 
   var msixControl: UInt32 { 0x9a }
 
-  /// MSI-X on, and every vector open with its own message.
+  /// MSI-X is enabled, and every vector unmasked with its own message.
   mutating func openVectors() {
     for vector in 0..<4 as Range<UInt32> {
       put(.bar(1), vector * 16, 4, 0xfee0_0000)
@@ -115,7 +115,7 @@ extension PCIRegisters {
 }
 
 extension QueueConfiguration {
-  /// The one region at a page, with 256 entries.
+  /// The legacy ring at a page, with 256 entries.
   static func legacySample(page: UInt64, pageSize: UInt64 = 4096, size: UInt16 = 256, alignment: UInt64 = 4096) -> Self {
     let base = page * pageSize
     let (available, parts) = (16 * UInt64(size), 18 * UInt64(size) + 6)

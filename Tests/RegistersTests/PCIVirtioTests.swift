@@ -25,7 +25,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("a function's own feature can be withheld, and is not taken then") func withheld() {
+  @Test("a function's own feature can be withheld, and is then not accepted") func withheld() {
     for (features, taken) in [(FeatureSet(), true), (.notificationConfigurationData, false)] {
       var face = made.face()
       face.withheld = features
@@ -40,7 +40,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("pci.common.4: driver_feature reads back, for the words that there are")
+  @Test("pci.common.4: driver_feature reads back, for the existing words")
   func driverFeatures() {
     var function = enabled()
     for (select, word) in [(0, 0x2000_0000), (1, 0x81)] as [(UInt64, UInt64)] {
@@ -55,7 +55,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "feat.3: FEATURES_OK does not stick for what was not offered, or without VERSION_1",
+    "feat.3: FEATURES_OK is not kept for features that were not offered, or without VERSION_1",
     arguments: [
       [] as FeatureSet, [.eventIndex], [.version1, .packedRing], [.version1, .anyLayout], [.version1, .singleRootIO],
     ])
@@ -69,7 +69,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("pci.common.15: fields of a queue that there is, and of one that there is not")
+  @Test("pci.common.15: fields of an existing queue, and of one that does not exist")
   func queueFields() {
     var function = PCIRegisters.live(made)
     function.setCommon(0x16, 2, 1)
@@ -122,7 +122,7 @@ import VirtioRegisters
     #expect(function.setUp(queue: 0, size: 16) == [.startQueue(0, .sample(0, size: 16))])
   }
 
-  @Test("d.pci.common.2, d.pci.common.3: sizes that are none", arguments: [0, 3, 257, 512, 0xffff] as [UInt64])
+  @Test("d.pci.common.2, d.pci.common.3: invalid sizes", arguments: [0, 3, 257, 512, 0xffff] as [UInt64])
   func badSizes(_ size: UInt64) {
     var function = enabled()
     function.setCommon(0x18, 2, size)
@@ -159,7 +159,7 @@ import VirtioRegisters
     #expect(plain.setCommon(0x3a, 2, 1).isEmpty)
   }
 
-  @Test("i.pci.notifaddr.1: each queue has its address; the data matter to nobody")
+  @Test("i.pci.notifaddr.1: each queue has its address; the data written is ignored")
   func notify() {
     var function = PCIRegisters.live(made, features: [.version1, .notificationData])
     for queue in 0..<3 as Range<UInt32> {
@@ -179,7 +179,7 @@ import VirtioRegisters
     #expect(early.put(.bar(4), 0x4000, 2, 0).isEmpty)
   }
 
-  @Test("virtio 4.1.4.3: queue_notify_config_data is there with its feature, which the device is not bothered with")
+  @Test("virtio 4.1.4.3: queue_notify_config_data exists with its feature, which the device never sees")
   func notifyData() {
     var function = enabled()
     function.negotiate([.version1, FeatureSet(bit: 39)])
@@ -189,7 +189,7 @@ import VirtioRegisters
     #expect(function.image.driverFeatures == [.version1, FeatureSet(bit: 39)])
   }
 
-  @Test("pci.common.6: config_generation moves once for what changed since it was read, however often")
+  @Test("pci.common.6: config_generation advances once for all changes since it was read")
   func generation() {
     var function = enabled()
     let first = function.common(0x15, 1)
@@ -213,7 +213,7 @@ import VirtioRegisters
     }
   }
 
-  @Test("d.pci.layout.1: reads of other widths show the same bytes, writes of other widths nothing")
+  @Test("d.pci.layout.1: reads of other widths return the same bytes, writes of other widths are ignored")
   func otherWidths() {
     var function = PCIRegisters.live(made)
     let bytes = (0..<0x40 as Range<UInt32>).map { function.common($0, 1) }

@@ -17,12 +17,12 @@ import VirtioRegisters
     #expect(registers.write(.status, 15).isEmpty)
   }
 
-  @Test("a queue made ready after DRIVER_OK starts at once, one made ready early waits")
+  @Test("a queue made ready after DRIVER_OK starts at once, one made ready earlier waits")
   func startLateOrEarly() {
     var registers = made.registers()
     #expect(registers.setUp(queue: 1).isEmpty)
     #expect(registers.read(.queueReady) == 1)
-    // The bring-up's reset forgets it; without one it would be started.
+    // The initialization's reset would clear the ready queue; without a reset it is started.
     registers.negotiate()
     #expect(registers.write(.status, 15) == [.live])
     #expect(registers.setUp(queue: 1) == [.startQueue(1, .sample(1))])
@@ -41,7 +41,7 @@ import VirtioRegisters
     #expect(registers.write(.queueReady, 1) == [.startQueue(1, .sample(1))])
   }
 
-  @Test("a queue stopped while the device needs a reset is let go of, and not started again")
+  @Test("a queue stopped while the device needs a reset is released, and not restarted")
   func stopInNeedOfReset() {
     var registers = MMIORegisters.live(made)
     _ = registers.needReset()
@@ -52,7 +52,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "d.mmio.14, row 15: a size that is none changes nothing",
+    "d.mmio.14, row 15: an invalid size changes nothing",
     arguments: [
       0 as UInt32, 3, 24, 255, 257, 512, 0x1_0000, 0x1_0040, 0x8000_0000, 0xffff_ffff,
     ])
@@ -65,7 +65,7 @@ import VirtioRegisters
     #expect(registers.image.queues[0].configuration.size == 128)
   }
 
-  @Test("every size that is one", arguments: (0...15).map { UInt32(1) << $0 })
+  @Test("every valid size", arguments: (0...15).map { UInt32(1) << $0 })
   func goodSizes(_ size: UInt32) {
     var registers = made.registers(size: 32768)
     registers.negotiate()
@@ -73,7 +73,7 @@ import VirtioRegisters
     #expect(registers.write(.status, 15) == [.live, .startQueue(0, .sample(0, size: UInt16(size)))])
   }
 
-  @Test("any size that there is of a packed queue, and only powers of two of a split one", arguments: [1, 3, 100, 255, 256])
+  @Test("any size for a packed queue, and only powers of two for a split one", arguments: [1, 3, 100, 255, 256])
   func packedSizes(_ size: UInt32) {
     for isPacked in [false, true] {
       var registers = made.registers(features: Made.features.union(.packedRing))
@@ -113,7 +113,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "rows 32, 35: a notification reaches a queue that is served and no other",
+    "rows 32, 35: a notification reaches only a queue that is served",
     arguments: [
       (0, [.notify(0)]), (2, [.notify(2)]), (3, []), (0x1_0000, []), (0xffff_ffff, []),
     ] as [(UInt32, [MMIORegisters.Effect])])
@@ -140,7 +140,7 @@ import VirtioRegisters
     #expect(registers.read(.queueReset) == 0)
     #expect(registers.write(.queueReset, 1) == [.resetQueue(1)])
     #expect(registers.read(.queueReset) == 1)
-    // Nothing else can happen to it in the meantime.
+    // No other write has an effect on it in the meantime.
     #expect(registers.write(.queueReset, 1).isEmpty)
     #expect(registers.write(.queueReady, 0).isEmpty)
     #expect(registers.write(.queueNotify, 1).isEmpty)

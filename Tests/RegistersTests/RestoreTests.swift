@@ -1,4 +1,4 @@
-/// The registers as bytes, and back by replay.
+/// The registers as bytes, and restored by replay.
 import Testing
 import VirtioCore
 import VirtioRegisters
@@ -6,7 +6,7 @@ import VirtioRegisters
 @Suite struct RestoreTests {
   let made = Made()
 
-  @Test("every stage of a bring-up comes back as it was", arguments: 0...4)
+  @Test("every stage of the initialization is restored", arguments: 0...4)
   func roundTrip(_ stage: Int) {
     var registers = made.registers()
     if stage >= 1 {
@@ -34,7 +34,7 @@ import VirtioRegisters
     #expect(effects == expected.prefix(stage + 1).flatMap { $0 })
   }
 
-  @Test("where a packed queue was stopped is part of the image, and ready is only ready")
+  @Test("a stopped packed queue's position is part of the image; ready alone implies none")
   func positions() {
     var image = MMIORegisters.live(made).image
     image.queues[0].position = PackedPosition(slot: 0x1234, wrap: true)
@@ -47,7 +47,7 @@ import VirtioRegisters
     #expect(Array(bytes[0x29c..<0x2a0]) == [1, 0, 0, 0], "a queue that runs, or is split, has none")
   }
 
-  @Test("an image in need of a reset comes back so, and starts nothing")
+  @Test("an image with NEEDS_RESET is restored with it, and starts nothing")
   func needsReset() {
     var registers = MMIORegisters.live(made)
     _ = registers.needReset()
@@ -57,7 +57,7 @@ import VirtioRegisters
     #expect(effects == [.featuresFixed([.version1]), .live])
   }
 
-  @Test("a device that cannot do what was agreed on needs a reset")
+  @Test("a device without a negotiated feature sets NEEDS_RESET")
   func lesserDevice() {
     let image = MMIORegisters.live(made, features: [.version1, .eventIndex]).image
     for face in [made.face(features: [.version1]), made.face(queues: 2), made.face(size: 32)] {
@@ -104,7 +104,7 @@ import VirtioRegisters
     #expect(RegisterImage(decoding: [UInt8](repeating: 0xff, count: count)) == RegisterImage())
   }
 
-  @Test("remembered configuration writes are the last ones, in stretches without a gap")
+  @Test("remembered configuration writes are the last ones, in ranges without gaps")
   func configurationWrites() {
     var registers = made.registers()
     registers.configurationWritten(at: 4, [1, 2])
@@ -120,7 +120,7 @@ import VirtioRegisters
   }
 }
 
-/// A small generator, so that a failure can be repeated by its seed.
+/// A small random number generator, so that a failure can be repeated with its seed.
 struct SplitMix {
   var state: UInt64
 

@@ -8,7 +8,7 @@ import VirtioRegisters
   let made = Made()
 
   @Test(
-    "feat.2, feat.5: any part of the offer with VERSION_1 sticks, again after a reset",
+    "feat.2, feat.5: any subset of the offer with VERSION_1 is accepted, again after a reset",
     arguments: [
       [.version1] as FeatureSet, [.version1, .eventIndex], [.version1, .indirectDescriptors, FeatureSet(bit: 9)],
       Made.features,
@@ -25,7 +25,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "feat.3: FEATURES_OK does not stick for what was not offered, or without VERSION_1",
+    "feat.3: FEATURES_OK is not kept for features that were not offered, or without VERSION_1",
     arguments: [
       [] as FeatureSet, [.eventIndex], [.version1, .packedRing], [.version1, FeatureSet(bit: 63)],
       [.version1, .singleRootIO],
@@ -34,13 +34,13 @@ import VirtioRegisters
     var registers = made.registers()
     registers.negotiate(features)
     #expect(registers.read(.status) == 3)
-    // DRIVER_OK cannot stick without it, alone or together with another attempt.
+    // Without FEATURES_OK, DRIVER_OK cannot be set, neither alone nor with another attempt.
     #expect(registers.write(.status, 7).isEmpty)
     #expect(registers.write(.status, 15).isEmpty)
     #expect(registers.read(.status) == 3)
   }
 
-  @Test("feat.3: FEATURES_OK does not stick when the device refuses")
+  @Test("feat.3: FEATURES_OK is not kept if the device refuses")
   func refusedByTheDevice() {
     made.accepts.withLock { $0 = false }
     var registers = made.registers()
@@ -102,7 +102,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "a status write beyond the eight bits, or of DRIVER_OK alone, is no reset",
+    "a status write beyond the eight bits, or of DRIVER_OK alone, is not a reset",
     arguments: [
       0x100 as UInt32, 0xffff_ff00, 4,
     ])
@@ -113,7 +113,7 @@ import VirtioRegisters
     #expect(registers.read(.status) == 3)
   }
 
-  @Test("status.4, status.5: NEEDS_RESET is the device's, stays until reset and is told once")
+  @Test("status.4, status.5: the device sets NEEDS_RESET, which stays until a reset and is notified once")
   func needsReset() {
     var registers = MMIORegisters.live(made)
     let first = registers.needReset()
@@ -140,7 +140,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "mmio.3, mmio.4, i.mmio.intr.1: InterruptStatus shows the two bits, the line is their level",
+    "mmio.3, mmio.4, i.mmio.intr.1: InterruptStatus has the two bits, and the line is their level",
     arguments: [
       (0 as UInt32, 0 as UInt32, false), (1, 1, true), (2, 2, true), (3, 3, true), (0xffff_fffc, 0, false),
       (0xffff_ffff, 3, true),
@@ -154,7 +154,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "mmio.3, d.mmio.20: InterruptACK clears what it names of the two bits",
+    "mmio.3, d.mmio.20: InterruptACK clears those of the two bits that are written",
     arguments: [
       (0, []), (1, [.acknowledgeInterrupt(1)]), (2, [.acknowledgeInterrupt(2)]),
       (0xffff_ffff, [.acknowledgeInterrupt(3)]), (0xffff_fffc, []),

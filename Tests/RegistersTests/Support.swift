@@ -1,9 +1,9 @@
-/// Registers over a made-up device, and a driver's words for them.
+/// Registers of a simulated device, and a driver's operations on them.
 import Synchronization
 import VirtioCore
 import VirtioRegisters
 
-/// What the face shows; tests change it as a device would.
+/// State that the device shows through its interface; tests change it as a device would.
 final class Made: Sendable {
   let interruptStatus = Mutex<UInt32>(0)
   let generation = Mutex<UInt32>(7)
@@ -70,7 +70,7 @@ extension MMIORegisters {
     return write(.queueReady, 1)
   }
 
-  /// A live device with every queue ready.
+  /// A device after DRIVER_OK with every queue ready.
   static func live(_ made: Made, features: FeatureSet = [.version1]) -> MMIORegisters {
     var registers = made.registers()
     registers.negotiate(features)

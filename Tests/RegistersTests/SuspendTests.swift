@@ -1,4 +1,4 @@
-/// SUSPEND (virtio 3.4): queues rest where they stand, nothing changes meanwhile, and what was missed is told afterwards.
+/// SUSPEND (virtio 3.4): queues stop at their positions, nothing changes meanwhile, and missed changes are notified afterwards.
 import Synchronization
 import Testing
 import VirtioCore
@@ -8,7 +8,7 @@ import VirtioRegisters
   let made = Made()
   private static let features = Made.features.union(.suspend)
 
-  /// A driver with two of three queues, past DRIVER_OK.
+  /// A driver with two of three queues, after DRIVER_OK.
   private func live(_ accepted: FeatureSet = [.version1, .suspend]) -> MMIORegisters {
     var registers = made.registers(features: Self.features)
     registers.negotiate(accepted)
@@ -18,14 +18,14 @@ import VirtioRegisters
     return registers
   }
 
-  @Test("suspend.8, suspend.9: queues rest, and continue where they stood")
+  @Test("suspend.8, suspend.9: queues stop, and continue at their positions")
   func thereAndBack() {
     var registers = live()
     for _ in 0..<3 {
       #expect(registers.write(.status, 31) == [.pauseQueue(0), .pauseQueue(2)])
       #expect(registers.read(.status) == 27)
       #expect(!registers.isLive && !registers.isInUse)
-      #expect(registers.write(.status, 27).isEmpty, "it is suspended already")
+      #expect(registers.write(.status, 27).isEmpty, "it is already suspended")
       #expect(registers.write(.queueNotify, 0).isEmpty)
       #expect(registers.write(.status, 15) == [.startQueue(0, .sample(0)), .startQueue(2, .sample(2))])
       #expect(registers.read(.status) == 15)
@@ -42,11 +42,11 @@ import VirtioRegisters
     registers.negotiate([.version1, .suspend])
     #expect(registers.write(.status, 27).isEmpty)
     #expect(registers.read(.status) == 11)
-    #expect(registers.write(.status, 31) == [.live], "the bit counts for nothing")
+    #expect(registers.write(.status, 31) == [.live], "the bit means nothing")
     #expect(registers.read(.status) == 15)
   }
 
-  @Test("suspend.2, suspend.5 to suspend.7: the configuration stands still, and changes are told when the device is resumed")
+  @Test("suspend.2, suspend.5 to suspend.7: the configuration is frozen, and changes are notified on resume")
   func configuration() {
     var registers = live()
     registers.write(.status, 31)
@@ -60,12 +60,12 @@ import VirtioRegisters
     #expect(registers.write(.status, 15).last == .configurationChanged)
     #expect(registers.read(.configurationGeneration) == 8)
     let late = registers.configurationChanged()
-    #expect(late, "a driver that is there is told at once")
+    #expect(late, "a running driver is notified at once")
     registers.write(.status, 31)
-    #expect(registers.write(.status, 15).last == .startQueue(2, .sample(2)), "nothing is told twice")
+    #expect(registers.write(.status, 15).last == .startQueue(2, .sample(2)), "nothing is notified twice")
   }
 
-  @Test("a device that came to need a reset says so when it is resumed, and starts nothing")
+  @Test("a device that needs a reset reports it when it is resumed, and starts nothing")
   func needsReset() {
     var registers = live()
     registers.write(.status, 31)
@@ -73,10 +73,10 @@ import VirtioRegisters
     #expect(!isTold)
     #expect(registers.read(.status) == 0x40 | 27)
     #expect(registers.write(.status, 15) == [.configurationChanged])
-    #expect(registers.write(.status, 31).isEmpty, "it is not suspended in need of a reset")
+    #expect(registers.write(.status, 31).isEmpty, "a device that needs a reset is not suspended")
   }
 
-  @Test("queues of a suspended device are taken down and reset as others are")
+  @Test("queues of a suspended device are disabled and reset like others")
   func queues() {
     var registers = live([.version1, .suspend, .ringReset])
     registers.write(.status, 31)
@@ -89,7 +89,7 @@ import VirtioRegisters
     #expect(registers.write(.status, 15) == [.startQueue(1, .sample(1))])
   }
 
-  @Test("a reset ends it")
+  @Test("a reset ends the suspension")
   func reset() {
     var registers = live()
     registers.write(.status, 31)
@@ -99,7 +99,7 @@ import VirtioRegisters
   }
 
   @Test(
-    "another process finds a suspended device in need of a reset, and what the driver was about to write changes nothing",
+    "another process restores a suspended device with NEEDS_RESET, whatever the driver was about to write",
     arguments: [false, true])
   func restored(_ hasFailed: Bool) {
     var registers = live()
@@ -115,12 +115,12 @@ import VirtioRegisters
       #expect(restored.write(.queueNotify, 0).isEmpty)
       #expect(restored.write(.status, 0) == [.reset])
     }
-    // For a device that does not know the feature it is the same.
+    // The same for a device without the feature.
     let (other, _, refused) = MMIORegisters.restore(registers.image, face: made.face())
     #expect(refused == .refused && other.status.contains(.needsReset))
   }
 
-  @Test("a record that says both, or what no driver can have done, is no way around the rules", arguments: [31, 27, 16, 20])
+  @Test("a contradictory or impossible record does not bypass the rules", arguments: [31, 27, 16, 20])
   func forged(_ status: UInt8) {
     for features in [[.version1, .suspend], [.version1]] as [FeatureSet] {
       var image = live(features).image

@@ -1,9 +1,9 @@
-// A process that gives up its rights as a server does and then does what a server never would: what tests look at.
+// Gives up its rights as a server does, and then does what a server never would, for tests to observe.
 //
 //   sandbox-probe MODE ROLE DEED [PLACE]
 //
-// MODE is one of on, log and off, ROLE "process" or a kind of thread, PLACE where images may be. Ends with status 0 when the deed was
-// done, and with 1 and the error's number on standard output when the system refused it.
+// MODE is one of on, log and off, ROLE "process" or a kind of thread, PLACE where images may be. Ends with status 0 if the deed
+// was done, and with 1 and the error number on standard output if the system refused it.
 import CLinux
 import Glibc
 import Sandbox
@@ -40,13 +40,13 @@ let error = outcome.withLock { $0 }
 if error != 0 { say("\(error)") }
 exit(error == 0 ? 0 : 1)
 
-/// At once: the process may end without another word.
+/// Written at once, because the process may end without another line.
 func say(_ line: String) {
   let bytes = Array((line + "\n").utf8)
   _ = unsafe write(1, bytes, bytes.count)
 }
 
-/// What is tried.
+/// What the probe tries to do.
 enum Deed {
   case read(String)
   case write(String)
@@ -92,7 +92,7 @@ enum Deed {
     }
   }
 
-  /// - Returns: 0 or an error's number.
+  /// - Returns: 0 or an error number.
   func carryOut() -> Int32 {
     switch self {
     case .read(let path): return Self.opened(path, O_RDONLY)
@@ -149,7 +149,7 @@ enum Deed {
     return checked(Int(result))
   }
 
-  /// What every thread does all the time: the heap, a lock, the clock, a descriptor, a line.
+  /// What every thread does regularly: the heap, a lock, the clock, a descriptor, a line.
   private static func work() -> Int32 {
     var lists: [[UInt8]] = []
     for size in 1...64 { lists.append([UInt8](repeating: UInt8(size), count: size << 12)) }

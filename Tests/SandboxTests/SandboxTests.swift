@@ -1,4 +1,4 @@
-/// What a process that gave up its rights can still do, seen from outside: 'sandbox-probe' does it.
+/// What a process can still do after it gave up its rights, as seen from outside: 'sandbox-probe' tries it.
 import CLinux
 import Foundation
 import TestSupport
@@ -12,7 +12,7 @@ import VirtioCore
     /// The signal that ended it, or `nil`.
     let signal: Int32?
     let status: Int32
-    /// What it gave up, and after it what went wrong.
+    /// What it gave up, and then the error.
     let lines: [Substring]
     var error: Int32? { lines.count > 1 ? Int32(lines[1]) : nil }
   }
@@ -26,7 +26,7 @@ import VirtioCore
       ? Outcome(signal: status, status: -1, lines: lines) : Outcome(signal: nil, status: status, lines: lines)
   }
 
-  /// The kernel has what these tests are about.
+  /// Whether the kernel supports a part of the sandbox.
   private static func has(_ part: String) throws -> Bool {
     try probe(.on, "process", "work").lines.first?.contains(part) == true
   }
@@ -43,7 +43,7 @@ import VirtioCore
       [("process", deed)]
         + ThreadRole.allCases.filter { $0 != .cluster || deed != "tcp" }.map { ($0.rawValue, deed) }
     } + [
-      // What the thread that speaks with front-ends needs, and no other does.
+      // Only the thread that talks to front-ends needs these.
       ("queue", "make-ring"), ("queue", "listen:/tmp/nobody"),
       ("pool", "make-thread"), ("pool", "make-ring"),
       ("doorbell", "make-thread"),
@@ -70,7 +70,7 @@ import VirtioCore
     #expect(outcome.signal == nil && outcome.status == 0, "\(outcome)")
   }
 
-  /// The C library asks for files of the kernel's by itself, and goes without.
+  /// The C library opens files of the kernel by itself, and copes without them.
   @Test(arguments: ThreadRole.allCases.filter { ![.cluster, .securedQueue].contains($0) })
   func aThreadThatOpensNothingIsRefused(role: ThreadRole) throws {
     for deed in ["read:/proc/sys/vm/overcommit_memory", "read:/etc/passwd", "write:/dev/null"] {
@@ -79,7 +79,7 @@ import VirtioCore
     }
   }
 
-  /// It reads what the process may read, and changes nothing.
+  /// It may read what the process may read, and change nothing.
   @Test func aThreadThatReadsCertificatesOnlyReads() throws {
     guard try Self.has("system calls") else { return }
     try withDirectory { directory in
@@ -94,7 +94,7 @@ import VirtioCore
     }
   }
 
-  /// What would end the process is done, and is for the kernel's log.
+  /// What would otherwise end the process is done, and reported in the kernel's log.
   @Test func theLogModeForbidsNothing() throws {
     for deed in ["make-code", "memory-to-code"] {
       let outcome = try Self.probe(.log, "queue", deed)
@@ -109,14 +109,14 @@ import VirtioCore
     #expect(outcome.lines.isEmpty)
   }
 
-  /// A name that the library does not know would be a call that is forbidden.
+  /// An unknown name in the lists would make a needed call forbidden.
   @Test func everyCallOfTheListsIsKnown() {
     for call in SystemCalls.ofProcess(internet: true) + ThreadRole.allCases.flatMap({ SystemCalls.of($0) }) {
       #expect(unsafe seccomp_syscall_resolve_name(call.name) != clinux_no_such_call, "\(call.name)")
     }
   }
 
-  /// A thread begins with what the process may, and cannot get more.
+  /// A thread starts with the process's rights, and cannot get more.
   @Test func noThreadMayMoreThanTheProcess() {
     func names(_ calls: [AllowedCall]) -> Set<String> { Set(calls.map(\.name)) }
     let process = names(SystemCalls.ofProcess(internet: false))
@@ -138,7 +138,7 @@ import VirtioCore
       let cases: [(deed: String, isAllowed: Bool)] = [
         ("read:\(inside)/a.img", true), ("write:\(inside)/a.img", true), ("listen:\(inside)/s", true),
         ("read:\(outside)/a.img", false), ("write:\(outside)/a.img", false), ("listen:\(outside)/s", false),
-        // Where it leads is what counts.
+        // What counts is where it leads.
         ("write:\(inside)/link.img", false), ("write:\(inside)/../outside/a.img", false),
         ("read:/etc/passwd", false), ("read:/proc/self/status", true), ("write:/proc/self/oom_score_adj", false),
       ]

@@ -1,4 +1,4 @@
-/// Certificates and keys for servers and clients of a test, as GnuTLS's tools make them.
+/// Certificates and keys for a test's servers and clients, made with GnuTLS's tools.
 internal import Foundation
 
 public final class Certificates: Sendable {
@@ -7,9 +7,9 @@ public final class Certificates: Sendable {
     FileManager.default.isExecutableFile(atPath: "/usr/bin/" + $0)
   }
 
-  /// Who has a certificate.
+  /// A holder of a certificate.
   public struct Holder: Sendable {
-    /// The folder's name, too.
+    /// Also the name of its folder.
     public var name: String
     public var isServer: Bool
     /// As in `ip_address = "127.0.0.1"`.
@@ -27,7 +27,7 @@ public final class Certificates: Sendable {
 
   private let folder: String
 
-  /// - Parameter folder: is made; nobody but its owner may read it.
+  /// - Parameter folder: is created; only its owner may read it.
   public init(in folder: String) throws {
     self.folder = folder
     try FileManager.default.createDirectory(
@@ -39,7 +39,7 @@ public final class Certificates: Sendable {
       "ca-cert.pem")
   }
 
-  /// A folder with what a holder has: its certificate and key, and whom it trusts.
+  /// Creates a folder with a holder's certificate and key, and the authority that it trusts.
   @discardableResult
   public func issue(_ holder: Holder) throws -> String {
     let own = folder + "/" + holder.name
@@ -61,7 +61,7 @@ public final class Certificates: Sendable {
     return own
   }
 
-  /// A file with a key for each of these users.
+  /// Creates a file with a key for each of these users.
   public static func makeKeys(_ path: String, users: String...) throws {
     for user in users { try run("psktool", "-u", user, "-p", path) }
   }

@@ -2,7 +2,7 @@
 internal import Glibc
 public import VirtioCore
 
-/// Two ends of a UNIX stream, without a name; they do not block.
+/// An unnamed pair of UNIX stream sockets; they do not block.
 public func socketPair() -> (OwnedDescriptor, OwnedDescriptor) {
   var ends: [Int32] = [-1, -1]
   let kind = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue) | Int32(SOCK_NONBLOCK.rawValue)

@@ -1,7 +1,7 @@
-/// A folder of a test's own.
+/// A test's own folder.
 internal import Foundation
 
-/// Gone, with everything in it, when the test releases it. Its path is short enough for sockets.
+/// Removed with its content when the test releases it. Its path is short enough for sockets.
 public final class TemporaryDirectory: Sendable {
   public let path: String
 
@@ -15,7 +15,7 @@ public final class TemporaryDirectory: Sendable {
   public func file(_ name: String) -> String { path + "/" + name }
 }
 
-/// Runs the body with the path of a folder that goes afterwards.
+/// Runs the body with the path of a folder, which is removed afterwards.
 public func withDirectory<Result>(_ body: (String) throws -> Result) throws -> Result {
   let directory = try TemporaryDirectory()
   defer { withExtendedLifetime(directory) {} }

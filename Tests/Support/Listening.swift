@@ -1,10 +1,10 @@
-/// Servers of a test: where they may listen, and whether they do. As the kernel says it, because a look by a connection could be the
-/// only one that a server takes.
+/// Servers of a test: where they can listen, and whether they do. The kernel's tables tell, because a trial connection could be
+/// the only one that a server accepts.
 internal import CLinux
 internal import Foundation
 internal import Glibc
 
-/// A port on the loopback address that nobody listens on now.
+/// A port on the loopback address that is not in use now.
 public func freePort() throws -> UInt16 {
   let descriptor = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
   defer { close(descriptor) }
@@ -21,17 +21,17 @@ public func freePort() throws -> UInt16 {
   return UInt16(bigEndian: address.sin_port)
 }
 
-/// Somebody takes connections at that socket.
+/// Whether a server accepts connections on that socket.
 public func isListening(_ path: String) -> Bool {
-  // The fourth word has the flag of a socket that accepts.
+  // The fourth word has the flag of a listening socket.
   lines("/proc/net/unix").contains { words in words.count == 8 && words[3] == "00010000" && words[7] == path }
 }
 
-/// Somebody takes connections at that port of the loopback address, or of all addresses.
+/// Whether a server accepts connections on that port of the loopback address, or of all addresses.
 public func isListening(port: UInt16) -> Bool {
   let digits = String(port, radix: 16, uppercase: true)
   let place = ":" + String(repeating: "0", count: 4 - digits.count) + digits
-  // The second word is the own address, the fourth the state: 0A listens.
+  // The second word is the local address, the fourth the state: 0A means listening.
   return lines("/proc/net/tcp").contains { words in words.count > 3 && words[3] == "0A" && words[1].hasSuffix(place) }
 }
 

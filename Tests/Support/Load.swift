@@ -1,14 +1,14 @@
-/// A guest that works while something is done to its device.
+/// A guest that runs a workload while something is done to its device.
 internal import Foundation
 public import GuestDriver
 internal import Synchronization
 internal import VirtioCore
 
-/// A guest on a thread of its own, which checks every byte.
+/// A guest on its own thread, which verifies every byte.
 public final class Load: Sendable {
   public struct Report: Sendable {
     public var progress: VerifyProgress
-    /// How often its back-end had gone and it found another one.
+    /// How often its back-end had gone and it connected to another one.
     public var reconnections: Int
   }
 
@@ -20,10 +20,10 @@ public final class Load: Sendable {
 
   private init() {}
 
-  /// Lets the guest work for as long as the body runs, and for some answers more. The body runs on the thread of the test, so
-  /// that what fails there is told with the test's name.
+  /// Runs the guest's workload while the body runs, and for some more answers. The body runs on the test's thread, so that its
+  /// failures are reported with the test's name.
   ///
-  /// - Parameter connect: makes the guest, on its thread.
+  /// - Parameter connect: creates the guest's client, on its thread.
   @discardableResult
   public static func run(
     _ connect: @escaping @Sendable () throws -> BlockClient, during body: (Load) throws -> Void
@@ -33,7 +33,7 @@ public final class Load: Sendable {
     Thread.detachNewThread {
       let result = Result { try load.work(connect) { isConnected.signal() } }
       load.outcome.withLock { $0 = result }
-      // Also when it never was.
+      // Even if it never was connected.
       isConnected.signal()
       hasEnded.signal()
     }
@@ -68,7 +68,7 @@ public final class Load: Sendable {
     return Report(progress: progress, reconnections: (client.session.transport as? VhostUserTransport)?.reconnections ?? 0)
   }
 
-  /// Until the guest has got some more answers, those to requests of before this call among them.
+  /// Waits until the guest has received some more answers, among them those to all requests submitted before this call.
   public func wait() throws {
     let before = answered.load(ordering: .relaxed)
     try TestSupport.wait(until: "the guest is answered") {

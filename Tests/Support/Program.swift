@@ -1,4 +1,4 @@
-/// `vmm-blk` in a process of its own, for tests of what people see of it.
+/// `vmm-blk` as a separate process, for tests of what its users see.
 public import Foundation
 
 /// The program, built beside the tests. It does not outlive its test.
@@ -7,15 +7,15 @@ public final class Program: Sendable {
   private let output = Pipe()
   private let errors = Pipe()
 
-  /// Where it is.
+  /// Its path.
   public static var path: URL {
-    // The test runner and the program lie in the same directory.
+    // The test runner and the program are in the same directory.
     URL(fileURLWithPath: CommandLine.arguments[0]).deletingLastPathComponent().appendingPathComponent("vmm-blk")
   }
 
-  /// A command line whose options give way to those that are more important: no option may be given twice.
+  /// A command line in which some options replace others, because no option may be given twice.
   ///
-  /// - Parameter words: a verb, and options with a value each.
+  /// - Parameter words: a verb, and options with one value each.
   public static func words(_ words: [String], overriddenBy more: [String]) -> [String] {
     var left: [String] = []
     var rest = words[...]
@@ -26,8 +26,8 @@ public final class Program: Sendable {
   }
 
   /// - Parameters:
-  ///   - limit: what to say to the shell's `ulimit` before it starts; `nil` starts without a shell.
-  ///   - program: another path of it, or another program.
+  ///   - limit: arguments of the shell's `ulimit` before it starts; `nil`: started without a shell.
+  ///   - program: its path, if it is another program.
   public init(
     _ arguments: [String], input: FileHandle = .nullDevice, limit: String? = nil, program: URL = Program.path
   ) throws {
@@ -41,7 +41,7 @@ public final class Program: Sendable {
 
   deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
-  /// The line that says that it serves; empty when it ends before.
+  /// The line that tells that it serves; empty if it ends before that.
   public func firstLine() -> String {
     var line: [UInt8] = []
     while let byte = output.fileHandleForReading.readData(ofLength: 1).first, byte != UInt8(ascii: "\n") {
@@ -50,15 +50,15 @@ public final class Program: Sendable {
     return String(decoding: line, as: UTF8.self)
   }
 
-  /// Everything that it says on standard output, however much that is.
+  /// Its whole standard output, however long.
   public func everything() -> Data {
     let data = output.fileHandleForReading.readDataToEndOfFile()
     process.waitUntilExit()
     return data
   }
 
-  /// Waits for the end. What it says is short enough for the pipes to hold. What hangs is killed, and its status is that of the
-  /// signal.
+  /// Waits for its end. Its output has to be short enough for the pipes' buffers. If it hangs it is killed, and the status is
+  /// the signal's.
   public func finish() -> (status: Int32, output: String, errors: String) {
     if !eventually({ !process.isRunning }) { kill(process.processIdentifier, SIGKILL) }
     process.waitUntilExit()

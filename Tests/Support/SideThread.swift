@@ -1,9 +1,9 @@
-/// A part of a test on a thread of its own.
+/// A part of a test on its own thread.
 internal import Foundation
 internal import Synchronization
 
-/// Runs a body beside the test. An expectation that fails there would be told without the name of the test, so the body throws
-/// instead, and `end` throws that again on the test's own thread.
+/// Runs a body beside the test. A failed expectation there would be reported without the test's name, so the body throws
+/// instead, and `end` rethrows on the test's own thread.
 public final class SideThread<Outcome: Sendable>: Sendable {
   private let outcome = Mutex<Result<Outcome, any Error>?>(nil)
 
@@ -14,10 +14,10 @@ public final class SideThread<Outcome: Sendable>: Sendable {
     }
   }
 
-  /// It has ended, well or badly.
+  /// Whether it has ended, with a result or an error.
   public var isOver: Bool { outcome.withLock { $0 != nil } }
 
-  /// Waits for the end. - Returns: what the body returned.
+  /// Waits for its end. - Returns: the body's result.
   public func end() throws -> Outcome {
     var result: Result<Outcome, any Error>?
     try wait(until: "a thread of the test has ended") {

@@ -1,4 +1,4 @@
-/// Waiting in tests: one limit, far beyond what a loaded machine takes, and a wait that fails ends its test.
+/// Waiting in tests: one limit, far beyond what a loaded machine needs; a wait that times out fails its test.
 internal import Glibc
 internal import VirtioCore
 
@@ -10,9 +10,9 @@ public struct WaitedInVain: Error, CustomStringConvertible {
   public init(description: String) { self.description = description }
 }
 
-/// Looks until it is so.
+/// Polls until the condition holds.
 ///
-/// - Returns: false when that did not come.
+/// - Returns: false if it did not within the limit.
 public func eventually(_ isSo: () throws -> Bool) rethrows -> Bool {
   let end = ContinuousClock.now + Patience.limit
   while try !isSo() {
@@ -22,7 +22,7 @@ public func eventually(_ isSo: () throws -> Bool) rethrows -> Bool {
   return true
 }
 
-/// Looks until it is so.
+/// Polls until the condition holds.
 public func wait(until what: @autoclosure () -> String, _ isSo: () throws -> Bool) throws {
-  guard try eventually(isSo) else { throw WaitedInVain(description: "waited in vain until \(what())") }
+  guard try eventually(isSo) else { throw WaitedInVain(description: "timed out waiting until \(what())") }
 }

@@ -1,4 +1,4 @@
-/// What the book shows is what the program says: its commands are run again, and compared.
+/// The book shows the program's real output: its commands are run again, and compared.
 import Foundation
 import TestSupport
 import Testing
@@ -37,7 +37,7 @@ import Testing
     #expect(status == 0, "\(output)")
   }
 
-  /// A document that says something else is found out.
+  /// A document with other output is detected.
   @Test func somethingElseIsFound() throws {
     try withDirectory { directory in
       let path = directory + "/lie.md"
@@ -50,7 +50,7 @@ import Testing
     }
   }
 
-  /// Where the output is not compared, a command that fails is no change, and stays one that fails.
+  /// Where output is not compared, a failing command is not a change, but still a failure.
   @Test func failedCommandsAreFound() throws {
     try withDirectory { directory in
       let path = directory + "/fails.md"
@@ -65,13 +65,13 @@ import Testing
     }
   }
 
-  /// No picture is drawn of a measurement that failed.
+  /// No picture is drawn from a failed measurement.
   @Test func picturesNeedTheirMeasurements() throws {
     let (status, output) = try Self.python(["pictures"], program: "/bin/false")
     #expect(status != 0 && output.contains("book: 'timeout 60 vmm-blk bench"), "\(output)")
   }
 
-  /// The reference of the libraries, from symbol graphs as the toolchain writes them.
+  /// The libraries' reference is made from symbol graphs as the toolchain writes them.
   @Test func symbolsBecomeAReference() throws {
     try withDirectory { directory in
       let graph = #"""
@@ -107,21 +107,22 @@ import Testing
         "Conforms to `Sendable`.", "**Methods**", "func find(_ key: Int)", "Finds | it.\n\n- Returns: its place.",
         "## Other declarations", "func free()", "var description: String",
       ] { #expect(page.contains(part), "\(part) is missing in \(page)") }
-      #expect(!page.contains("textual representation"), "the words of the standard library are not ours")
-      #expect(!page.contains("rawValue"), "the compiler's initializers say nothing")
+      #expect(!page.contains("textual representation"), "the standard library's comments are left out")
+      #expect(!page.contains("rawValue"), "the compiler's initializers are left out")
       #expect(output.contains("VirtioCore: 3 of 5 symbols have no comment: Entry, Table.description, free()"), "\(output)")
       let missing = try Self.python(["--graphs", directory + "/nowhere", "--markdown", directory + "/out"], "symbols.py")
       #expect(missing.status != 0 && missing.output.contains("there is no"), "\(missing.output)")
     }
   }
 
-  /// Every link of every document leads to a file, and to a heading of it.
+  /// Every link in every document leads to a file, and to a heading in it.
   @Test func everyLinkLeadsSomewhere() throws {
     let (status, output) = try Self.python(["links"])
     #expect(status == 0, "\(output)")
   }
 
-  /// The documents of a package link only to what the package has: sources are named, examples are where they are installed.
+  /// The documents in a package link only to what the package contains: sources are named, examples are where they are
+  /// installed.
   @Test func packagedDocumentsLinkOnlyToWhatIsShipped() throws {
     try withDirectory { directory in
       let (status, output) = try Self.python(["package", directory])
@@ -169,7 +170,7 @@ import Testing
     }
   }
 
-  /// Pages read offline: their links lead to each other, and they load nothing.
+  /// Pages can be read offline: their links lead to each other, and they load nothing.
   @Test func pagesThatAreNotWholeAreFound() throws {
     try withDirectory { directory in
       let empty = try Self.python(["pages", directory])

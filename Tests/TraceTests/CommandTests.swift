@@ -1,4 +1,4 @@
-/// `vmm-blk trace` as its user and its guests see it.
+/// `vmm-blk trace` from the view of its user and of guests.
 import Foundation
 import TestSupport
 import Testing
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct TraceCommandTests {
-  /// A server with these disks, images of 4 MiB of nothing, and its control socket.
+  /// A server with these disks, 4 MiB images of zeroes, and its control socket.
   static func serve(_ directory: String, _ disks: [String], _ more: [String] = []) throws -> Program {
     let entries = disks.map {
       #"{"blk-file": "\#(directory)/\#($0).img", "socket-path": "\#(directory)/\#($0).sock", "num-queues": 2}"#
@@ -38,7 +38,7 @@ import VirtioCore
     #expect(end.status == 0, "\(end.errors)")
   }
 
-  /// The program records a guest that works; the other disk is there, and has nothing.
+  /// The program records a guest's workload; the other disk is listed, without requests.
   @Test func aTraceOfTwoDisksHasWhatTheGuestDid() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a", "b"])
@@ -63,7 +63,7 @@ import VirtioCore
       let object = try #require(try JSONSerialization.jsonObject(with: text) as? [String: Any])
       let events = try #require(object["traceEvents"] as? [[String: Any]])
       #expect(events.count { $0["name"] as? String == "process_name" } == 2)
-      // Of each request what begins comes before what ends.
+      // Each request's begin event comes before its end event.
       var open: [String: Double] = [:]
       var ended = 0
       for event in events where event["cat"] as? String == "requests" {
@@ -72,7 +72,7 @@ import VirtioCore
         if event["ph"] as? String == "b" {
           open[id] = time
         } else {
-          let begin = try #require(open[id], "\(id) ends and has not begun")
+          let begin = try #require(open[id], "\(id) ends without having begun")
           open[id] = nil
           #expect(begin <= time)
           ended += 1
@@ -84,7 +84,7 @@ import VirtioCore
     }
   }
 
-  /// Line by line: what a client asks for, and the outcome of it, to the number of requests.
+  /// Line by line: what a client sends, and the answers, down to the number of requests.
   @Test func countsAreWhatTheGuestDid() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a", "b"])
@@ -93,9 +93,9 @@ import VirtioCore
       #expect(try client.perform(.read(sector: 0, bytes: 512)).status == .ok)
       let disk = #","disk":"a.sock""#
       #expect(try Self.ask(control, disk + #","action":"start","milliseconds":600000,"records":1000"#)["error"] == nil)
-      // Once more is refused while it runs, and no answer is held up by it.
+      // A second start is refused while it runs, and delays no answer.
       #expect(try Self.ask(control, disk + #","action":"start","milliseconds":10,"records":1000"#)["error"] != nil)
-      // Its thread has the order when the pause is over.
+      // Once a pause is over, the thread has handled the message.
       for verb in ["pause", "resume"] {
         #expect(try control.send(#"{"request":"\#(verb)"\#(disk)}"#)?.contains("error") == false)
       }
@@ -126,7 +126,7 @@ import VirtioCore
     }
   }
 
-  /// What is requested is bounded, and what is missing is said.
+  /// Requests are limited, and missing members are named.
   @Test(arguments: [
     ("", "action"), (#","action":"start","records":100"#, "milliseconds"),
     (#","action":"start","milliseconds":0,"records":100"#, "milliseconds"),
@@ -144,7 +144,7 @@ import VirtioCore
     }
   }
 
-  /// Nobody ends it or fetches it: it ends by itself, and a new one can begin.
+  /// Without a client to end or fetch it, a trace ends by itself, and a new one can begin.
   @Test func aTraceEndsByItself() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a"])
@@ -159,7 +159,7 @@ import VirtioCore
     }
   }
 
-  /// Signals start and end traces, each of which replaces what the file had. Two that come at once are one.
+  /// Signals start and end traces, each of which replaces the file's content. Two signals at once count as one.
   @Test(arguments: ["serve", "run"]) func signalsWriteOneTraceAfterTheOther(_ command: String) throws {
     try withDirectory { directory in
       let trace = directory + "/trace.json"
@@ -196,7 +196,7 @@ import VirtioCore
     }
   }
 
-  /// With the kernel's trace points where they can be had, and with a sentence where they cannot.
+  /// With the kernel's trace points if they are available, and with a sentence if not.
   @Test func theKernelsPartIsThereOrMissedInASentence() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["a"])

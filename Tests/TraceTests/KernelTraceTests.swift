@@ -1,4 +1,4 @@
-/// Lines of tracefs as requests of the kernel; what makes no sense is left out.
+/// Lines of tracefs as requests of the kernel; invalid lines are ignored.
 import Foundation
 import Testing
 
@@ -38,12 +38,12 @@ import Testing
     #expect(trace.lines.count == 3 && trace.lines[0].contains("2 requests, 521 µs each on average, 1 of them handed"))
   }
 
-  /// A name of a process may be anything.
+  /// A process may have any name.
   @Test func namesOfProcessesAreNotMistakenForTheRest() {
     #expect(KernelTrace(Self.text, threads: [77]).requests.map(\.place) == ["254,0", "77"])
   }
 
-  /// How long nobody kicked says nothing about requests.
+  /// How long a queue waited for a kick says nothing about requests.
   @Test func waitingForKicksIsNoRequestOfTheTable() {
     let trace = KernelTrace(Self.text.replacingOccurrences(of: "opcode FSYNC", with: "opcode POLL_ADD"), threads: [4479])
     #expect(trace.requests.count == 3 && trace.lines[0].contains("1 request, 521 µs each on average"))

@@ -1,4 +1,4 @@
-/// What happens to records: times, phases, JSON that is JSON, a table and a picture.
+/// What is made of records: times, phases, valid JSON, a table and a picture.
 import Foundation
 import Testing
 import VirtioBlkDevice
@@ -52,7 +52,7 @@ import VirtioBlkDevice
     }
   }
 
-  /// Whatever the words of a record are, something is made of them.
+  /// Any values in a record are handled.
   @Test func senselessRecordsHarmNobody() {
     var generator = SystemRandomNumberGenerator()
     var records: [TraceRecord] = []
@@ -78,7 +78,7 @@ import VirtioBlkDevice
     #expect(process["name"] as? String == "a \"b\"\\\u{1} (sync)")
     #expect(named("kick", "i").first?["ts"] as? Double == 5000.202)
     #expect(named("asleep", "X").map { $0["dur"] as? Double } == [0.2, 0.4])
-    // What begins ends, but for what was in flight; and inside of it are its phases.
+    // What begins also ends, except requests in flight; their phases are inside.
     #expect(named("read", "b").count == 2 && named("read", "e").count == 1)
     for name in ["write", "flush", "limit", "medium", "order", "publish"] {
       #expect(named(name, "b").count == named(name, "e").count, "\(name)")
@@ -116,7 +116,7 @@ import VirtioBlkDevice
   }
 }
 
-/// Tags that open are closed in their order; what stands between has no bare sign of markup.
+/// Tags are closed in order, and the text between them has no unescaped markup.
 private struct XMLChecker {
   var isWellFormed = true
 

@@ -1,24 +1,25 @@
-/// A clock that is set back changes nothing but the stamps of lines and reports: nothing waits on it, and nothing is measured
-/// with it. Setting it would disturb the whole machine, and time namespaces do not have it, so the sources are read instead.
+/// Setting the clock back changes only the time stamps of log lines and reports: nothing waits on the time of day, and nothing
+/// is measured with it. Setting it would disturb the whole machine, and time namespaces do not cover it, so the sources are
+/// searched instead.
 import Foundation
 import TestSupport
 import Testing
 
 @Suite struct ClockTests {
-  /// Where the time of day is written for readers, and for collectors: when the process began.
+  /// Files that write the time of day for readers, or the start time of the process for collectors.
   private static let stamps: Set<String> = [
     "vmm-blk/LineLogHandler.swift", "vmm-blk/OperatorFigures.swift", "Bench/Report/FioReport+Result.swift",
     "Bench/Paths/PathLaboratory.swift", "vmm-blk/ImageSnapshotCommand.swift",
-    // A list of the names of system calls.
+    // The list of system call names.
     "Sandbox/SystemCalls.swift",
   ]
 
-  /// What reads the time of day, or waits until some.
+  /// Calls that read the time of day, or wait until one.
   private static let words = [
     "CLOCK_REALTIME", "CLOCK_TAI", "gettimeofday", "time(nil)", "time(NULL)", "Date()", "Date.now", "timeIntervalSince",
     "pthread_cond_timedwait", "pthread_mutex_timedlock", "pthread_rwlock_timed", "sem_timedwait", "mq_timed",
     "FUTEX_CLOCK_REALTIME", "wallDeadline", "TFD_TIMER_CANCEL_ON_SET", "setitimer", "alarm(",
-    // Waits of Foundation that take a date.
+    // Foundation's waits that take a date.
     "wait(until:", "sleep(until:", "RunLoop",
   ]
 

@@ -1,4 +1,4 @@
-/// Front-ends that come and go in every state of a connection leave nothing behind in the program.
+/// Front-ends that connect and disconnect in every state of a connection leave nothing behind in the program.
 import Foundation
 import Glibc
 import TestSupport
@@ -8,12 +8,12 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct ComeAndGoTests {
-  /// When a front-end goes.
+  /// When a front-end disconnects.
   private enum Moment: CaseIterable {
     case connected, inAMessage, greeted, featuresFixed, memoryGiven, running, inFlight, stopped, reset, refused
   }
 
-  /// What a process holds.
+  /// Resources that a process holds.
   private struct Holdings: CustomStringConvertible {
     let descriptors: Int
     let threads: Int
@@ -34,7 +34,7 @@ import VirtioCore
     var description: String { "\(descriptors) descriptors, \(threads) threads, \(maps) maps, \(resident) KiB" }
   }
 
-  /// How many front-ends: `VMM_BLK_FRONT_ENDS`, or a few hundred.
+  /// Number of front-ends: `VMM_BLK_FRONT_ENDS`, or a few hundred.
   private static let count = ProcessInfo.processInfo.environment["VMM_BLK_FRONT_ENDS"].flatMap { Int($0) } ?? 300
 
   @Test(arguments: ["sync", "auto"]) func nothingStaysBehind(engine: String) throws {
@@ -50,7 +50,7 @@ import VirtioCore
     defer { kill(program.process.processIdentifier, SIGKILL) }
     #expect(program.firstLine().hasPrefix("Serving"))
     let process = program.process.processIdentifier
-    // What the first of each kind costs the process once, and what its allocator keeps.
+    // One-time costs of the first front-end of each kind, and what the allocator keeps.
     for _ in 0..<20 { try comeAndGo(socket) }
     try greet(socket)
     let before = try Holdings(process)
@@ -60,7 +60,7 @@ import VirtioCore
     try wait(until: "nothing is left: \(before) before, \(after) now") {
       guard let now = try? Holdings(process) else { return false }
       after = now
-      // Stacks and arenas that the C library keeps for the next threads differ by a few; what were left of each would be more.
+      // The C library keeps stacks and arenas for later threads, which differ by a few; a leak per front-end would be more.
       return now.descriptors <= before.descriptors && now.threads <= before.threads && now.maps <= before.maps + 16
         && now.resident <= before.resident + 2048
     }
@@ -74,7 +74,7 @@ import VirtioCore
     for moment in Moment.allCases { try come(socket, andGo: moment) }
   }
 
-  /// The one before is gone when this one is answered.
+  /// When this one is answered, the previous one is gone.
   private func greet(_ socket: String) throws { _ = try Frontend(connectingTo: socket).handshake() }
 
   private func come(_ socket: String, andGo moment: Moment) throws {
@@ -101,7 +101,7 @@ import VirtioCore
       switch moment {
       case .greeted: return
       case .refused:
-        // No message at all: the back-end ends the connection.
+        // Not a message: the back-end closes the connection.
         let noise = [UInt8](repeating: 0xff, count: 64)
         #expect(unsafe write(frontend.descriptor, noise, noise.count) == noise.count)
         var rest = [UInt8](repeating: 0, count: 64)

@@ -6,7 +6,7 @@ import Testing
 @testable import VhostUser
 
 @Suite struct CommandLineTests {
-  /// Words, status, and what the first sentence says.
+  /// The words, the status, and what the first sentence of the error contains.
   private static func check(_ words: [String], _ status: Int32, _ sentence: String, _ place: SourceLocation) throws {
     let result = try Program(words).finish()
     #expect(result.status == status, "\(words): \(result.errors)", sourceLocation: place)
@@ -38,7 +38,7 @@ import Testing
   @Test func managementSoftwareServesWithoutAWord() throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
-      // By its own name, and by the one that is known for such programs.
+      // Under its own name, and under the usual name of such programs.
       let other = directory + "/vhost-user-blk"
       try FileManager.default.createSymbolicLink(at: URL(fileURLWithPath: other), withDestinationURL: Program.path)
       for program in [Program.path, URL(fileURLWithPath: other)] {
@@ -56,7 +56,7 @@ import Testing
     }
   }
 
-  /// Before anything else that is wrong, and with what was probably meant.
+  /// Unknown options are reported before any other mistake, with what was probably meant.
   @Test(arguments: [
     (["serve", "--no-such-option"], "Unknown option '--no-such-option'"),
     (["serve", "--blk-fil", "x"], "Unknown option '--blk-fil'. Did you mean '--blk-file'?"),
@@ -78,10 +78,10 @@ import Testing
     try Self.check(words, 64, sentence, #_sourceLocation)
   }
 
-  /// Every option, in one of the commands that have it, with a value that is none.
+  /// Every option, in one of the commands that have it, with an invalid value.
   @Test func aWrongValueIsNamedAndWhatIsPossibleToo() throws {
     let tool = try Program(["--experimental-dump-help"])
-    // More than a pipe holds.
+    // More than a pipe can buffer.
     let text = tool.everything()
     let dump = try #require(try JSONSerialization.jsonObject(with: text) as? [String: Any])
     let root = try #require(dump["command"] as? [String: Any])
@@ -176,7 +176,7 @@ import Testing
     try Self.check(words, 64, sentence, #_sourceLocation)
   }
 
-  /// A variable of a script that was never set names no file, whatever it was to name.
+  /// A script's variable that was never set leaves an empty argument, which names no file.
   @Test(arguments: [
     (["serve", "--blk-file", "", "--socket-path", "s"], "--blk-file is empty"),
     (disk + ["--control", ""], "--control is empty"),
@@ -187,7 +187,7 @@ import Testing
     (["bench", "--blk-file", ""], "--blk-file is empty"), (["conform", "--exec", ""], "--exec is empty"),
     (["image", "info", ""], "an argument is empty"), (["inspect", ""], "an argument is empty"),
     (["image", "create", "--size", "1M", ""], "an argument is empty"), (["image", "info", "--", ""], "an argument is empty"),
-    // With nothing behind the equals sign the parser takes the next word.
+    // If nothing follows the equals sign, the parser takes the next word.
     (["serve", "--blk-file=", "/nowhere/i", "--socket-path", "s"], "--blk-file is empty"),
     (disk + ["--serial=", "x"], "--serial= has no value"),
     (["image", "create", "-b", "", "-F", "raw", "--size", "1G", "/nowhere/i"], "-b is empty"),
@@ -196,12 +196,12 @@ import Testing
     try Self.check(words, 64, sentence, #_sourceLocation)
   }
 
-  /// A disk without a serial number is one.
+  /// A disk may have no serial number.
   @Test func aSerialMayBeEmpty() throws {
     try Self.check(Self.disk + ["--serial", ""], 66, "there is no image", #_sourceLocation)
   }
 
-  /// What may be repeated is.
+  /// Options that may be repeated.
   @Test(arguments: [
     ["--no-feature", "discard", "--no-feature", "event_idx"],
     ["--inject", "read:eio:count=1", "--inject", "write:eio:count=1"],
@@ -211,7 +211,7 @@ import Testing
     try Self.check(Self.disk + words, 66, "there is no image", #_sourceLocation)
   }
 
-  /// The image is looked for, so everything before it was understood.
+  /// The image is looked for, so everything before it was accepted.
   @Test(arguments: [
     ["--engine", "io_uring"], ["--engine", "libaio"], ["--engine", "native"], ["--engine", "mmap"], ["--engine", "psync"],
     ["--engine", "threads"], ["--logical-block-size", "4k"], ["--logical-block-size", "4KiB"],
@@ -222,7 +222,7 @@ import Testing
     try Self.check(words, 66, "there is no image", #_sourceLocation)
   }
 
-  /// A shell hands over bytes, which need not be UTF-8.
+  /// A shell passes bytes, which need not be UTF-8.
   @Test(arguments: ["--blk-file \"$d/$(printf '\\377')\"", "--blk-file=\"$d/$(printf '\\377')\""])
   func anImagesNameIsBytes(option: String) throws {
     try withDirectory { directory in
@@ -236,7 +236,7 @@ import Testing
     }
   }
 
-  /// No command takes another name than was typed: neither a file of the repaired name is opened, nor is one made.
+  /// No command uses another name than the one typed: a file with the repaired name is neither opened nor created.
   @Test(arguments: [
     #"serve --image "file:$f" --socket-path "$d/s""#, #"serve --blk-file "$d/disk" --socket-path "$f""#,
     #"serve --disks "$f""#, #"serve --blk-file "$d/disk" --socket-path "$d/s" --control "$f""#,
@@ -247,7 +247,7 @@ import Testing
   ])
   func aNameThatIsNotUTF8IsNoOther(command: String) throws {
     try withDirectory { directory in
-      // What a name that was repaired would name is there.
+      // Files with the repaired names exist.
       for name in ["disk", "\u{fffd}"] { try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/" + name)) }
       let script = "d=$1; f=\"$d/$(printf '\\377')\"; exec \"$0\" \(command)"
       let shell = try Program(["-c", script, Program.path.path, directory], program: URL(fileURLWithPath: "/bin/sh"))
@@ -303,10 +303,10 @@ import Testing
       for line in help.split(separator: "\n") where line.count > 80 {
         Issue.record("\(words): '\(line)' is wider than a terminal of 80 columns")
       }
-      // An indentation that the source has, and the text is not to have.
+      // Indentation of the source that must not be in the text.
       for line in help.split(separator: "\n")
       where line.hasPrefix("      ") && line.dropFirst(6).first?.isUppercase == true || line.contains(/[.,:;] {2,}\S/) {
-        Issue.record("\(words): '\(line)' begins or goes on with spaces")
+        Issue.record("\(words): '\(line)' begins with spaces or has several in a row")
       }
     }
   }
@@ -330,7 +330,7 @@ import Testing
     #expect(pairs > 10)
   }
 
-  /// Every command, with its options as the parser describes them.
+  /// Every command, with its options as the parser lists them.
   private static func options() throws -> [([String], [[String: Any]])] {
     let dump = try JSONSerialization.jsonObject(with: try Program(["--experimental-dump-help"]).everything()) as? [String: Any]
     var all: [([String], [[String: Any]])] = []

@@ -1,4 +1,4 @@
-/// `--config`: fields of the configuration space by their names, on the command line and in a list; and what a driver sees of them.
+/// `--config`: configuration fields by name, on the command line and in a list; and what a driver sees of them.
 import Foundation
 import TestSupport
 import Testing
@@ -45,7 +45,7 @@ import Testing
     ("max_discard_sectors=3G", "use 1 to 2097152"),
   ]
 
-  @Test("what cannot be is one sentence", arguments: mistakes.indices) func mistake(_ index: Int) throws {
+  @Test("an invalid value is reported in one sentence", arguments: mistakes.indices) func mistake(_ index: Int) throws {
     let (words, sentence) = Self.mistakes[index]
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))

@@ -1,4 +1,4 @@
-/// A device without a disk, and a server for it on a thread of its own.
+/// A device without a disk, and a server for it on its own thread.
 import CLinux
 import Foundation
 import Synchronization
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import Sockets
 @testable import VhostUser
 
-/// Writes down what happens to it. Its queues answer nothing, but move on by one each time they are stopped.
+/// Records what happens to it. Its queues answer nothing, but their positions move on by one each time they are stopped.
 final class FakeDevice: VirtioDevice {
   struct State {
     var deeds: [String] = []
@@ -47,7 +47,7 @@ final class FakeDevice: VirtioDevice {
     }
   }
 
-  /// Byte 32 is the driver's, as a block device's writeback.
+  /// Byte 32 may be written by the driver, like a block device's writeback.
   func writeConfiguration(at offset: Int, _ bytes: [UInt8]) -> Bool {
     guard offset == 32, bytes.count == 1 else { return false }
     state.withLock { $0.configuration[32] = bytes[0] }
@@ -75,10 +75,10 @@ final class FakeDevice: VirtioDevice {
     if !isHeld { finishStop(queue) }
   }
 
-  /// From now on a queue that is told to stop does not, as with a medium that does not answer.
+  /// From now on a queue that is told to stop does not, as if its medium hung.
   func holdStops() { state.withLock { $0.isHoldingStops = true } }
 
-  /// The queue's last request is answered.
+  /// The queue's last request is answered, so it stops.
   func finishStop(_ queue: Int) {
     guard let activation = state.withLock({ $0.activations.removeValue(forKey: queue) }) else { return }
     let index = activation.position.available &+ 1
@@ -107,7 +107,7 @@ final class FakeDevice: VirtioDevice {
     }
   }
 
-  /// Something happens by itself.
+  /// Raises an event.
   func raise(_ event: DeviceEvent) {
     state.withLock { $0.events.append(event) }
     EventCounter.signal(eventDescriptor)
@@ -117,7 +117,7 @@ final class FakeDevice: VirtioDevice {
   var running: Set<Int> { state.withLock { Set($0.activations.keys) } }
 }
 
-/// Events of a server, for the test's thread to look at.
+/// A server's events, for the test's thread to check.
 final class EventLog: Sendable {
   private let log = Mutex<[ServerEvent]>([])
   var events: [ServerEvent] { log.withLock(\.self) }
@@ -126,7 +126,7 @@ final class EventLog: Sendable {
   func contains(_ wanted: (ServerEvent) -> Bool) -> Bool { events.contains(where: wanted) }
 }
 
-/// A server in a loop on its own thread.
+/// A server in an event loop on its own thread.
 final class RunningServer: Sendable {
   let log = EventLog()
   private let stop: OwnedDescriptor
@@ -171,7 +171,7 @@ final class RunningServer: Sendable {
     }
   }
 
-  /// What SIGTERM does to the real one: returns when everything is stopped.
+  /// Like SIGTERM for the real program: returns when everything is stopped.
   func close() {
     EventCounter.signal(stop.rawValue)
     done.wait()

@@ -1,4 +1,4 @@
-/// `--features` and `--no-feature`: what is offered, what a driver made of it, and where that is shown.
+/// `--features` and `--no-feature`: what is offered, what the driver accepted, and where that is shown.
 import Foundation
 import TestSupport
 import Testing
@@ -25,7 +25,7 @@ import VirtioCore
 
   struct Case: Sendable, CustomTestStringConvertible {
     var words: [String]
-    /// What is missing in the offer, and what is more in it than by default.
+    /// Features missing from the default offer, and features added to it.
     var without: FeatureSet = []
     var with: FeatureSet = []
     var testDescription: String { words.joined(separator: " ") }
@@ -66,7 +66,7 @@ import VirtioCore
       let client = try Self.client(directory, Self.everything)
       #expect(client.session.offered == offered.subtracting(one.without).union(one.with))
       #expect(client.session.features == client.session.offered.intersection(Self.everything))
-      // Without a feature its fields say nothing (virtio 5.2.4).
+      // Without a feature its fields are zero (virtio 5.2.4).
       let bytes = try client.session.transport.readConfiguration(at: 0, count: 60)
       for (feature, fields) in Self.fields where one.without.contains(feature) {
         #expect(bytes[fields].allSatisfy { $0 == 0 }, "\(feature)")
@@ -89,7 +89,7 @@ import VirtioCore
     (BlockFeature.multiQueue, 34..<36), (BlockFeature.discard, 36..<48), (BlockFeature.writeZeroes, 48..<57),
   ]
 
-  @Test("only what is named, and what has to be") func only() throws {
+  @Test("only named and mandatory features") func only() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["--features", "flush,event_idx"])
       let client = try Self.client(directory, Self.everything)
@@ -124,7 +124,7 @@ import VirtioCore
     (["--logical-block-size", "4096", "--no-feature", "blk_size"], "its blocks are larger than 512 bytes"),
   ]
 
-  @Test("what cannot be is one sentence", arguments: mistakes.indices) func mistake(_ index: Int) throws {
+  @Test("mistakes are reported in one sentence", arguments: mistakes.indices) func mistake(_ index: Int) throws {
     let (words, sentence) = Self.mistakes[index]
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/a.img"))
@@ -164,9 +164,10 @@ import VirtioCore
     }
   }
 
-  /// It is no feature of the disk but of virtio-pci's registers, and was once offered whatever the options said.
+  /// NOTIF_CONFIG_DATA belongs to the virtio-pci registers rather than to the disk, and was once offered whatever the options
+  /// said.
   @Test(
-    "what the registers of a memory file offer by themselves can be left out as well",
+    "features that a memory file's registers offer on their own can be left out as well",
     arguments: [
       ([], true), (["--features", "all"], true), (["--features", "default,notif_config_data"], true),
       (["--features", "flush,notif_config_data"], true), (["--no-feature", "notif_config_data"], false),
@@ -186,7 +187,7 @@ import VirtioCore
     }
   }
 
-  @Test("guest info says what both sides made of it, and a driver can leave out as well") func guestInfo() throws {
+  @Test("guest info shows what was negotiated, and a driver can leave features out as well") func guestInfo() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, ["--features", "default,in_order"])
       func info(_ words: String...) throws -> [String: Bool] {

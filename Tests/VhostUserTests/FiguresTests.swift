@@ -1,4 +1,4 @@
-/// What a server says of itself in numbers, by every way there is.
+/// A server's metrics, through every interface that shows them.
 import CLinux
 import Foundation
 import Glibc
@@ -19,7 +19,7 @@ import VirtioCore
     return server
   }
 
-  /// Does some of everything, and goes.
+  /// Performs some requests of each kind, and disconnects.
   private static func drive(_ directory: String) throws {
     let transport = try VhostUserTransport(path: directory + "/a.sock", memory: DriverMemory(size: 8 << 20))
     let client = try BlockClient(
@@ -34,7 +34,7 @@ import VirtioCore
     try client.shutDown()
   }
 
-  /// The page, over HTTP.
+  /// The metrics page, over HTTP.
   private static func page(_ directory: String) throws -> String {
     let socket = try UnixSocket.connect(to: directory + "/metrics")
     let request = Array("GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n".utf8)
@@ -81,7 +81,7 @@ import VirtioCore
     }
   }
 
-  /// As the format's description has it: a family's lines stand together under its HELP and TYPE, histograms only grow.
+  /// As the format's description requires: a family's lines are together under its HELP and TYPE, and histograms only grow.
   @Test func thePageIsOneThatCollectorsRead() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory)
@@ -128,7 +128,7 @@ import VirtioCore
     }
   }
 
-  /// The address is that of the old server until that has ended.
+  /// The address belongs to the old server until that has ended.
   @Test func aServerThatTakesOverShowsThemInTheSamePlace() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory)
@@ -138,7 +138,7 @@ import VirtioCore
       #expect(next.firstLine().hasPrefix("Serving "))
       let end = server.finish()
       #expect(end.status == 0, "\(end.errors)")
-      try wait(until: "the figures are there again") { (try? Self.page(directory).contains(#"kind="read"} 0"#)) == true }
+      try wait(until: "the metrics are there again") { (try? Self.page(directory).contains(#"kind="read"} 0"#)) == true }
       next.process.terminate()
       #expect(next.finish().status == 0)
       #expect(!FileManager.default.fileExists(atPath: directory + "/metrics"))

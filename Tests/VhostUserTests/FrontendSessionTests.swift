@@ -1,4 +1,4 @@
-/// What a front-end asks and which answers it takes.
+/// Which requests a front-end sends, and which replies it accepts.
 import Testing
 import VirtioCore
 
@@ -11,7 +11,7 @@ import VirtioCore
     return session
   }
 
-  /// A back-end of libvhost-user echoes need_reply in replies, so it is not on requests that have one of their own.
+  /// libvhost-user's back-end echoes need_reply in replies, so it is not set on requests that have a reply of their own.
   @Test func needReplyIsForRequestsWithoutAReply() {
     let session = session(.served)
     let (told, acknowledgement) = session.message(.setVringSize, payload: Rig.state(0, 1), descriptors: [])

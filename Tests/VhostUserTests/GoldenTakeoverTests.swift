@@ -1,4 +1,4 @@
-/// The state that an earlier version handed over, kept as it came over the wire: from it this version continues.
+/// The state that an earlier version handed over, recorded from the wire: this version continues from it.
 import CLinux
 import Foundation
 import Glibc
@@ -11,7 +11,7 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct GoldenTakeoverTests {
-  /// One line, version 1.
+  /// One line, in version 1 of the format.
   static let line: Data = {
     let file = URL(fileURLWithPath: #filePath).deletingLastPathComponent().appendingPathComponent("Golden/takeover-1.json")
     return (try? Data(contentsOf: file)) ?? Data()
@@ -19,7 +19,7 @@ import VirtioCore
 
   private struct Disk: Decodable { var server: ServerState }
 
-  /// What those descriptors were, in their order.
+  /// The descriptors that came with it, in order.
   static func descriptors(_ image: OwnedDescriptor) -> [OwnedDescriptor] {
     let memory = memoryFile(64 << 20)
     let records = memoryFile(4096)
@@ -55,7 +55,7 @@ import VirtioCore
     #expect(session.rings[0].isReady)
     #expect(session.rings[0].position == QueuePosition(available: 2571, used: 2571))
     #expect(!session.rings[1].isStarted)
-    // And the other way round: what this session would hand over is what came.
+    // And the other way round: this session would hand over the same state.
     var state2 = connection
     var list2 = DescriptorList()
     session.fill(&state2, &list2, running: [0])
@@ -63,7 +63,7 @@ import VirtioCore
     #expect(state2.memory.map(\.userAddress) == connection.memory.map(\.userAddress))
   }
 
-  /// With a message of which a part has come, and the rest of a reply that has not gone out.
+  /// The state with a partly received message, and the unsent rest of a reply.
   private static func line(unread: [UInt8], unsent: [UInt8]) throws -> Data {
     var disk = try #require(try JSONSerialization.jsonObject(with: Self.line) as? [String: Any])
     var server = try #require(disk["server"] as? [String: Any])
@@ -75,7 +75,7 @@ import VirtioCore
     return try JSONSerialization.data(withJSONObject: disk) + [10]
   }
 
-  /// The program takes over from a server that says what version 1 says, and serves its front-end.
+  /// The program takes over from a server that sends version 1 of the state, and serves its front-end.
   ///
   /// - Parameter parted: that server stopped in the middle of a message and of a reply.
   @Test(arguments: [false, true]) func theProgramGoesOnFromIt(parted: Bool) throws {
@@ -99,7 +99,7 @@ import VirtioCore
         "serve", "--take-over", directory + "/control", "--blk-file", path, "--num-queues", "2", "--engine", "sync",
         "--no-lock",
       ])
-      let socket = try #require(Self.accepted(control), "nobody came")
+      let socket = try #require(Self.accepted(control), "the taker did not connect")
       let greeting =
         #"{"disks":[{"disk":"\#(directory)/disk.sock","image":"disk.img"}],"program":"vmm-blk","transport":"vhost-user","version":1}"#
       for (verb, answer, brought) in [
@@ -113,7 +113,7 @@ import VirtioCore
         #expect(unsafe clinux_send_with_fds(socket.rawValue, bytes, bytes.count, numbers, numbers.count) == bytes.count)
       }
       #expect(taker.firstLine().hasPrefix("Serving "))
-      // On the connection that it was given.
+      // On the connection that was handed over.
       #expect(Self.read(connection.1.rawValue, unsent.count) == unsent)
       let rest = Array(request[come.count...])
       #expect(unsafe clinux_send_with_fds(connection.1.rawValue, rest, rest.count, nil, 0) == rest.count)

@@ -1,4 +1,4 @@
-/// `--image` and NBD as a person has them: words, a server in its sandbox, disks that are added.
+/// `--image` and NBD from a user's view: arguments, a sandboxed server, disks that are added.
 import Foundation
 import GuestDriver
 import TestSupport
@@ -55,7 +55,7 @@ import VirtioCore
     }
   }
 
-  /// In a list, too.
+  /// The same in a list of disks.
   @Test(arguments: [
     (#"{ "socket-path": "DIR/s" }"#, #""blk-file" is missing"#),
     (#"{ "socket-path": "DIR/s", "blk-file": "DIR/disk", "image": "file:DIR/disk" }"#, "give one of them"),
@@ -89,7 +89,7 @@ import VirtioCore
     }
   }
 
-  /// Everything that a connection needs to be made again is left to a process in its sandbox.
+  /// A sandboxed process can still do everything that a reconnection needs.
   @Test(.enabled(if: NBDDisk.canBeServed, "nbdkit is not installed"), arguments: [[], ["--inject", "read:delay=1ms"]])
   func aServerInItsSandboxConnectsAgain(more: [String]) throws {
     try withDirectory { directory in
@@ -118,7 +118,7 @@ import VirtioCore
     }
   }
 
-  /// A server of files alone has no NBD in its sandbox; one that was told to has.
+  /// A server that has only files has no NBD in its sandbox; a server that was told to allow it has.
   @Test(.enabled(if: NBDDisk.canBeServed, "nbdkit is not installed"), arguments: [false, true])
   func aDiskThatIsAdded(isAllowed: Bool) throws {
     try withDirectory { directory in

@@ -1,4 +1,4 @@
-/// GET_INFLIGHT_FD and SET_INFLIGHT_FD as a conversation: who gets records, who is refused, and which queues write into them.
+/// GET_INFLIGHT_FD and SET_INFLIGHT_FD as messages: who gets records, who is refused, and which queues write to them.
 import Glibc
 import Testing
 import VirtioCore
@@ -6,7 +6,7 @@ import VirtioCore
 @testable import VhostUser
 
 extension Rig {
-  /// A file with room for the records of `queues` rings of `size` entries, and the words for it.
+  /// A file with room for the records of `queues` rings of `size` entries, and its description.
   static func records(queues: UInt16 = 2, size: UInt16 = 128, offset: UInt64 = 0) -> (InflightDescription, OwnedDescriptor) {
     let bytes = UInt64(queues) * (16 * UInt64(size) + 64)
     let description = InflightDescription(byteCount: bytes, offset: offset, queueCount: queues, queueSize: size)
@@ -19,7 +19,7 @@ extension Rig {
 }
 
 @Suite struct InflightSessionTests {
-  /// Every other program that speaks this insists on 24 bytes, of which it fills 20.
+  /// All other implementations insist on 24 bytes, of which they fill 20.
   @Test func wire() throws {
     let description = InflightDescription(byteCount: 0x1122, offset: 0x3000, queueCount: 4, queueSize: 0x80)
     let bytes: [UInt8] =
@@ -48,12 +48,12 @@ extension Rig {
     var information = stat()
     #expect(unsafe fstat(file.rawValue, &information) == 0)
     #expect(UInt64(information.st_size) >= description.offset + description.byteCount)
-    // Asking alone changes nothing.
+    // The request alone changes nothing.
     rig.bringUp()
     #expect(rig.activations.allSatisfy { $0.inflight == nil })
   }
 
-  /// The front-end is told that there are none, and continues without.
+  /// The front-end is told that there are none, and goes on without records.
   @Test(arguments: [(0, 128), (3, 128), (65535, 128), (2, 0), (2, 1025), (2, 65535)] as [(UInt16, UInt16)])
   func unreasonableWishesGetNone(queues: UInt16, size: UInt16) throws {
     var rig = Rig()
@@ -70,7 +70,7 @@ extension Rig {
     rig.bringUp()
     #expect(rig.activations.map { $0.inflight?.queueSize } == [128, 128])
     #expect(rig.activations[0].inflight === rig.activations[1].inflight)
-    // Records say what is done, in whatever order.
+    // Records tell what is done, in any order.
     #expect(rig.activations.map(\.publishesInOrder) == [false, false])
   }
 
@@ -83,7 +83,7 @@ extension Rig {
     #expect(rig.deeds.contains("cannot start 1"))
   }
 
-  /// Without any, the used index has to say what is done, unless somebody has chosen otherwise.
+  /// Without records, the used index has to tell what is done, unless the operator has chosen otherwise.
   @Test(arguments: [false, true]) func withoutRecords(inOrder: Bool) {
     var rig = Rig(publishesInOrder: inOrder)
     rig.bringUp()
@@ -98,7 +98,7 @@ extension Rig {
     #expect(rig.deeds.contains("cannot start 0"))
   }
 
-  /// Nothing is changed under a queue that runs; the old records stay.
+  /// Nothing changes under a running queue; the old records stay.
   @Test func notWhileAQueueRuns() {
     var rig = Rig()
     rig.setRecords(Rig.records())
@@ -115,7 +115,7 @@ extension Rig {
     #expect(rig.session.inflight !== before)
   }
 
-  /// A front-end that cannot be told must not count on records that nobody keeps.
+  /// A front-end whose error cannot be reported must not rely on records that nobody keeps.
   @Test(
     arguments: [
       ("room for one queue of two", 64 + 16 * 128, 0, 2, 128), ("no room", 0, 0, 2, 128), ("no queue", 4224, 0, 0, 128),
@@ -144,7 +144,7 @@ extension Rig {
     #expect(rig.takeDeeds() == ["refused 32"])
   }
 
-  /// Guest memory and records are paid for together, whichever comes first.
+  /// Guest memory and records share one budget, whichever is mapped first.
   @Test func budget() {
     let (description, file) = Rig.records()
     for (extra, fits) in [(UInt64(0), true), (1, false)] {
@@ -159,7 +159,7 @@ extension Rig {
     }
   }
 
-  /// A front-end that starts again without new ones has them tell the truth: of the rings before, nothing is left to do.
+  /// If a front-end starts again without new records, the old ones are reset: nothing of the rings before is left to do.
   @Test func resetMakesThemNew() {
     var rig = Rig()
     let records = Rig.records()

@@ -1,4 +1,5 @@
-/// A driver that turned the write cache off keeps it off when its back-end is killed: front-ends do not say it again.
+/// If a driver turned the write cache off, it stays off after its back-end was killed, although front-ends do not write the
+/// field again.
 import Foundation
 import TestSupport
 import Testing
@@ -18,7 +19,7 @@ import VirtioCore
     return rig
   }
 
-  /// New records, as a front-end gets them.
+  /// New records, as a front-end receives them.
   private static func records(_ rig: inout Rig) throws -> (InflightDescription, OwnedDescriptor) {
     rig.send(.getInflight, InflightDescription(queueCount: 2, queueSize: 128).bytes)
     let reply = try #require(rig.takeReplies().last)
@@ -32,7 +33,7 @@ import VirtioCore
 
   private static let restoring = "write 1 at 32 restoring"
 
-  /// Before its first ring runs, once.
+  /// The field is restored before the first ring runs, once.
   @Test func theNextServerWritesItBeforeARingRuns() throws {
     var first = Self.rig()
     let records = try Self.records(&first)
@@ -48,14 +49,14 @@ import VirtioCore
     let write = try #require(second.deeds.firstIndex(of: Self.restoring))
     let start = try #require(second.deeds.firstIndex { $0.hasPrefix("start") })
     #expect(write < start)
-    // It is in new records, too.
+    // It is stored in new records, too.
     for queue: UInt32 in [0, 1] { second.send(.getVringBase, Rig.state(queue, 0)) }
     let again = try Self.records(&second)
     second.setRecords(again)
     #expect(second.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
   }
 
-  /// What this front-end's driver says counts more than what was kept, whichever comes first.
+  /// What this front-end's driver writes overrides the kept value, whichever comes first.
   @Test(arguments: [false, true]) func aDriverThatSaysItAgainIsHeard(first: Bool) throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -70,7 +71,7 @@ import VirtioCore
     #expect(next.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 1))
   }
 
-  /// A driver that begins finds the defaults.
+  /// After a reset, the next driver finds the defaults.
   @Test func aResetForgetsIt() throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -82,7 +83,7 @@ import VirtioCore
     #expect(!rig.deeds.contains(Self.restoring))
   }
 
-  /// What was refused is not kept; nor is a byte that is another device's.
+  /// A refused value is not kept, and neither is another device's byte.
   @Test func onlyWhatWasWrittenIsKept() throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -97,7 +98,7 @@ import VirtioCore
     #expect(!next.deeds.contains(Self.restoring))
   }
 
-  /// Records are forgotten where a file may block, and what is to come waits for that.
+  /// Clearing records writes to a file and may block, so it is an effect; later messages wait for it.
   @Test func recordsAreForgottenByAnEffect() throws {
     var rig = Rig(features: Rig.features.union(.ringReset))
     rig.setRecords(try Self.records(&rig))
@@ -109,7 +110,7 @@ import VirtioCore
     #expect(rig.forgotten == [1, nil])
   }
 
-  /// The device has another byte than the driver wrote, since another choice of features followed.
+  /// The device has another value than the driver wrote, because other features were negotiated since.
   @Test(arguments: [false, true]) func anotherChoiceCounts(hasRecordsLater: Bool) throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -122,7 +123,7 @@ import VirtioCore
     #expect(rig.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 1))
   }
 
-  /// The driver before has chosen other features: what it wrote is not this one's.
+  /// The previous driver negotiated other features: what it wrote does not apply to this one.
   @Test func whatWasToBeRestoredEndsWithItsChoice() throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -137,7 +138,7 @@ import VirtioCore
     #expect(next.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 1))
   }
 
-  /// A server that lives on has it from the connection before; a front-end asks for new records.
+  /// A server that keeps running has the value from the connection before; a front-end asks for new records.
   @Test(arguments: [false, true]) func whatTheDeviceHasIsInNewRecords(hasRecordsFirst: Bool) throws {
     var rig = Self.rig()
     rig.written[32] = 0
@@ -148,7 +149,7 @@ import VirtioCore
     #expect(rig.session.inflight?.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
   }
 
-  /// A device that cannot have it back does not claim to.
+  /// A device that refuses the value does not report it.
   @Test func aRefusedRestorationIsDropped() throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -163,7 +164,7 @@ import VirtioCore
     #expect(next.session.writtenConfiguration == nil && next.session.inflight?.keptConfiguration == nil)
   }
 
-  /// Taken over before a ring ran, or after.
+  /// The value survives a takeover, before a ring ran or after.
   @Test(arguments: [false, true]) func itGoesAlongInATakeover(isRestored: Bool) throws {
     var rig = Self.rig()
     let records = try Self.records(&rig)
@@ -174,7 +175,7 @@ import VirtioCore
     second.send(.setFeatures, Rig.number(Rig.features.rawValue))
     if isRestored {
       second.bringUp()
-      // As if by a version that keeps nothing.
+      // As a version would leave it that keeps nothing.
       second.session.inflight?.keep(nil)
     }
     var list = DescriptorList()
@@ -222,11 +223,11 @@ import VirtioCore
           FrontendQueue(
             index: 0, size: 128, descriptorTable: address.descriptorTable, availableRing: address.availableRing,
             usedRing: address.usedRing, kick: eventCounter(), call: eventCounter(), error: eventCounter()))
-        // 1 is write-back: the default, and then what this driver chose.
+        // 1 means write-back: the default first, and then what this driver chose.
         let value = try connected.configuration(at: Self.byte, count: 1)
         #expect(value == [incarnation == 0 ? 1 : 0], "\(incarnation)")
         if incarnation == 0 { try connected.setConfiguration(at: Self.byte, [0]) }
-        // Whatever was said before has been done.
+        // Once this is answered, all earlier messages have been handled.
         _ = try connected.configuration(at: Self.byte, count: 1)
         let deaths = server.deaths
         server.kill()

@@ -1,5 +1,5 @@
-/// Killed and back: whatever moment a back-end is killed at, no acknowledged write is lost, no request is answered twice, and
-/// none is never answered. The guest is the synthetic one, which keeps a model of what was acknowledged and reads everything
+/// Killed and restarted: at whatever moment a back-end is killed, no acknowledged write is lost, no request is answered twice,
+/// and none stays unanswered. The guest is the synthetic one, which keeps a model of what was acknowledged and reads everything
 /// back at the end.
 import Foundation
 import Synchronization
@@ -10,14 +10,14 @@ import VirtioCore
 @testable import GuestDriver
 @testable import VhostUser
 
-/// One way to be killed.
+/// One way of being killed.
 struct Killing: Sendable, CustomTestStringConvertible {
   var engine: String
   var queues = 1
   var features = BlockFeature.understood
   var base = Reconnection.Base.used
   var keepsRecords = true
-  /// From outside. Every second one is followed by one in the recovery from it: a third of all.
+  /// Kills from outside. Every second one is followed by one during the recovery from it: a third of all.
   var kills = 2
   var options: [String] = []
 
@@ -26,18 +26,19 @@ struct Killing: Sendable, CustomTestStringConvertible {
     if features.contains(.packedRing) { words.append("packed rings") }
     if !features.contains(.indirectDescriptors) { words.append("no indirect descriptors") }
     if !features.contains(.eventIndex) { words.append("no event index") }
-    if base == .available { words.append("base behind what is available") }
+    if base == .available { words.append("base behind the available index") }
     if !keepsRecords { words.append("no records, published in order") }
     return words.joined(separator: ", ")
   }
 
-  /// A process that serves only for a moment is survived. Where a packed ring without records stands, nothing says for sure.
+  /// A process that serves only for a moment is survived. Without records, a packed ring does not tell its position for
+  /// certain.
   var recovers: Bool { keepsRecords || !features.contains(.packedRing) }
 
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
   static let packed = BlockFeature.understood.union(.packedRing)
 
-  /// Of a packed ring only records say what was taken.
+  /// In a packed ring, only records tell what was taken.
   static let packedWays: [Killing] = [
     Killing(engine: "uring", queues: 4, features: BlockFeature.understood.union(.packedRing)),
     Killing(engine: "sync", queues: 2, features: plain.union(.packedRing)),
@@ -59,7 +60,7 @@ struct Killing: Sendable, CustomTestStringConvertible {
     Killing(engine: "uring", queues: 4, features: packed, kills: 4),
     Killing(engine: "threads", features: packed.subtracting(.indirectDescriptors), base: .available),
     Killing(engine: "mapped", queues: 4, features: plain.union(.packedRing)),
-    // Without records, what is used has to be what is done.
+    // Without records, used has to equal done.
     Killing(engine: "uring", queues: 4, keepsRecords: false),
     Killing(engine: "threads", queues: 4, features: plain, keepsRecords: false),
     Killing(engine: "mapped", keepsRecords: false),
@@ -68,7 +69,8 @@ struct Killing: Sendable, CustomTestStringConvertible {
   ]
 }
 
-/// Which processes are to end while they recover, and how many did. Without the places of a test build none does.
+/// Which processes are to end during their recovery, and how many did: none, unless the build has the places for it (debug
+/// builds).
 final class RecoveryKills: Sendable {
   private enum Role {
     /// Lives until it is killed from outside.
@@ -81,11 +83,11 @@ final class RecoveryKills: Sendable {
 
   private struct State {
     var random = SeededRandom(seed: 11)
-    /// Those that are still to end in their recovery.
+    /// Processes that are still to end during their recovery.
     var due = 0
-    /// Of the process that runs.
+    /// The role of the current process.
     var role = Role.ordinary
-    /// It was killed from outside, since it got past its recovery.
+    /// It was killed from outside, after its recovery was over.
     var wasMissed = false
     var misses = 0
     var hits = 0
@@ -96,14 +98,14 @@ final class RecoveryKills: Sendable {
 
   init(_ killing: Killing) { keepsRecords = killing.keepsRecords }
 
-  /// For the next process; the one before it has ended.
+  /// For the next process; the previous one has ended.
   func environment() -> [String] {
     state.withLock { state in
       if state.role == .victim, !state.wasMissed {
         state.hits += 1
         state.due -= 1
       }
-      // An engine that was killed between two turns left nothing to recover.
+      // An engine that was killed between two turns leaves nothing to recover.
       let needsPrecursor = keepsRecords && state.role == .victim && state.wasMissed
       state.role = state.due == 0 ? .ordinary : needsPrecursor ? .precursor : .victim
       state.wasMissed = false
@@ -111,26 +113,26 @@ final class RecoveryKills: Sendable {
       case .ordinary: return []
       case .precursor: return ["VMM_BLK_KILL_AT=takeMarked:\(5 + state.random.next() % 40)"]
       case .victim:
-        // Of a ring without records only answers have places. The first place is there whenever anything has to be recovered.
+        // Without records only answers are places. The first place is reached whenever anything has to be recovered.
         let most: UInt64 = state.misses > 0 ? 1 : keepsRecords ? 16 : 4
         return ["VMM_BLK_KILL_AT=recovery:\(1 + state.random.next() % most)"]
       }
     }
   }
 
-  /// The process after the one that is about to be killed is to end.
+  /// The process after the one that is about to be killed is to end in its recovery.
   func order() {
     #if DEBUG
     state.withLock { $0.due += 1 }
     #endif
   }
 
-  /// It did not, and is about to be killed.
+  /// It did not end in its recovery, and is about to be killed.
   func miss() {
     state.withLock { state in
       state.wasMissed = true
       state.misses += 1
-      // So many that found nothing to recover: they cannot, and the test says so.
+      // If so many found nothing to recover, they cannot, and the test reports it.
       if state.misses > 20 { state.due = 0 }
     }
   }
@@ -139,9 +141,9 @@ final class RecoveryKills: Sendable {
   var hits: Int { state.withLock { $0.hits } }
 }
 
-/// Killings and crashes, one after the other: each keeps two CPUs busy.
+/// Kills and crashes, one after the other, because each keeps two CPUs busy.
 @Suite(.serialized) struct KillTests {
-  /// The moment follows from how far the guest is, not from a clock. After every second kill the next process ends, too, while
+  /// The moment depends on the guest's progress, not on a clock. After every second kill the next process ends as well, while
   /// it recovers.
   @Test(arguments: Killing.all + Killing.packedWays) func atRandomMoments(killing: Killing) throws {
     try withDirectory { directory in
@@ -155,7 +157,7 @@ final class RecoveryKills: Sendable {
       let report = try Self.verify(server, killing, seed: 7) { answered in
         if server.deaths != deaths { (deaths, since) = (server.deaths, answered) }
         if recovery.isDue {
-          // One that has come so far has recovered, from less than was thought.
+          // A process that gets this far has recovered, with less to do than expected.
           guard answered - since > 200 else { return true }
           since = answered
           recovery.miss()
@@ -187,7 +189,7 @@ final class RecoveryKills: Sendable {
       directory, options: ["--engine", killing.engine, "--num-queues", "4"] + killing.options, environment: environment)
   }
 
-  /// Runs the guest for as long as `goesOn`, which is asked at every answer, says so; everything is read back then.
+  /// Runs the guest as long as `goesOn`, which is called at every answer, returns true; then everything is read back.
   static func verify(
     _ server: MortalServer, _ killing: Killing, seed: UInt64, goesOn: @escaping (_ answered: Int) -> Bool
   ) throws -> (progress: VerifyProgress, reconnections: Int) {

@@ -1,4 +1,4 @@
-/// Dirty logging as a front-end asks for it: a log, and then features and addresses that say what goes into it.
+/// Dirty logging as a front-end requests it: a log, then features and addresses that determine what is logged.
 import CLinux
 import Glibc
 import TestSupport
@@ -22,7 +22,7 @@ import VirtioCore
     return address.bytes
   }
 
-  /// As a VMM does when a migration begins, and when it is over: rings continue where they were, and write to the log between.
+  /// As a VMM does at the beginning and the end of a migration: rings continue where they were, and log in between.
   @Test func aMigrationBeginsAndEnds() throws {
     var rig = Rig()
     rig.bringUp()
@@ -41,7 +41,7 @@ import VirtioCore
     #expect(rig.takeDeeds() == ["stop 1", "start 1 at 5"])
     let both = try #require(rig.activations.last?.log)
     #expect(both.coversBuffers && both.usedRing == 0x1_2340)
-    // The same again is no change.
+    // The same message again changes nothing.
     rig.send(.setVringAddress, Self.logged(1))
     rig.send(.setFeatures, Rig.number(Self.everything.rawValue))
     #expect(rig.takeDeeds().isEmpty)
@@ -57,7 +57,7 @@ import VirtioCore
     rig.send(.setVringAddress, Rig.address(1).bytes)
     #expect(rig.takeDeeds() == ["stop 1", "start 1 at 5"])
     #expect(rig.activations.last?.log == nil)
-    #expect(rig.session.features == Rig.features, "the bits between the two ends are none of the device's")
+    #expect(rig.session.features == Rig.features, "bits for the transport are not passed to the device")
   }
 
   /// In any order, and for rings that start later.
@@ -76,7 +76,7 @@ import VirtioCore
     #expect(rig.activations.last?.log?.coversBuffers == true)
   }
 
-  /// A log that cannot be had ends the connection, as its front-end waits for an answer of another kind.
+  /// A log that cannot be mapped ends the connection, because its front-end waits for an answer of another kind.
   @Test(arguments: [
     "no descriptor", "two descriptors", "short", "nothing", "cut file", "end of file", "overflow", "too large", "no file",
   ])

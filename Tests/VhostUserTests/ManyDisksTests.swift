@@ -7,7 +7,7 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct ManyDisksTests {
-  /// An image of so many bytes of nothing.
+  /// An image of zeroes.
   private static func image(_ path: String, size: Int = 1 << 20) throws {
     try Data(count: size).write(to: URL(fileURLWithPath: path))
   }
@@ -15,8 +15,8 @@ import VirtioCore
   /// VIRTIO_BLK_F_RO.
   private static let readOnly = FeatureSet(rawValue: 1 << 5)
 
-  /// Entries 1 and 2 are fine; the table is about what follows them. Each is one sentence that names the entry, and what
-  /// had been opened for the entries before is gone.
+  /// Entries 1 and 2 are valid; the table lists what follows them. Each mistake is one sentence that names the entry, and
+  /// everything that was opened for the entries before it is closed.
   @Test(arguments: [
     (#"7"#, "entry 3: it has to be an object"),
     (#"[]"#, "entry 3: it has to be an object"),
@@ -99,7 +99,7 @@ import VirtioCore
     }
   }
 
-  /// Each disk is itself: its size, its queues, its right to be written; what an entry leaves open is the command line's.
+  /// Each disk has its own size, queues and access mode; the command line provides what an entry leaves out.
   @Test func twentyDisksWithAFrontendEach() throws {
     try withDirectory { directory in
       let count = 20
@@ -143,7 +143,7 @@ import VirtioCore
     }
   }
 
-  /// An image that all read may be listed twice.
+  /// Read-only disks may share an image.
   @Test func readersShareAnImage() throws {
     try withDirectory { directory in
       try Self.image(directory + "/disk")
@@ -158,7 +158,7 @@ import VirtioCore
     }
   }
 
-  /// A soft limit is raised; a hard one that leaves no room is told before anything is opened.
+  /// A soft limit is raised; a hard limit that is too low is reported before anything is opened.
   @Test(arguments: [("-Sn 40", nil), ("-n 90", "need 124 open files")] as [(String, String?)])
   func limitOfOpenFiles(limit: String, sentence: String?) throws {
     try withDirectory { directory in

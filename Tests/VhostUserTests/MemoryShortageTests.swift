@@ -1,4 +1,4 @@
-/// A server that can get no more memory refuses what needs some, and continues with everybody whom it serves already.
+/// A server that cannot allocate more memory refuses requests that need some, and keeps serving its present front-ends.
 import CLinux
 import Foundation
 import Glibc
@@ -9,15 +9,15 @@ import VirtioCore
 @testable import GuestDriver
 
 @Suite struct MemoryShortageTests {
-  /// What is requested while there is no memory.
+  /// What is requested when there is no memory.
   struct Demand: Sendable, CustomTestStringConvertible {
     let testDescription: String
-    /// MiB that the process may have more than it has.
+    /// MiB that the process may allocate beyond what it has.
     let room: Int
-    /// MiB of the guest's memory.
+    /// MiB of guest memory.
     let memory: Int
     let queueSize: UInt16
-    /// What the server says of it, one of these.
+    /// The server's message, one of these.
     var sentences: [String] = []
   }
 
@@ -25,13 +25,13 @@ import VirtioCore
     Demand(
       testDescription: "the guest's memory", room: 64, memory: 1024, queueSize: 16,
       sentences: ["cannot be mapped: Cannot allocate memory"]),
-    // Its slots need 17 MiB. A thread's stack, and what the heap takes, find room.
+    // Its slots need 17 MiB. A thread's stack and the heap's needs fit.
     Demand(
       testDescription: "a queue", room: 14, memory: 1, queueSize: 1024,
       sentences: ["there is no memory for the queue's requests", "there is no thread for the queue"]),
   ]
 
-  /// Sets how much address space a process may have: bytes, or nothing for as much as it may have at most.
+  /// Sets the limit of a process's address space: bytes, or `nil` for the largest that it may have.
   private func limit(_ process: pid_t, _ bytes: Int?) throws {
     let limits = try String(contentsOfFile: "/proc/\(process)/limits", encoding: .utf8).split(separator: "\n")
     let line = try #require(limits.first { $0.hasPrefix("Max address space") })

@@ -1,4 +1,4 @@
-/// A back-end that is killed and comes back, as often as a test likes.
+/// A back-end that is killed and comes back, as often as a test wants.
 import CLinux
 import Foundation
 import Glibc
@@ -7,17 +7,17 @@ import TestSupport
 import Testing
 import VirtioCore
 
-/// Keeps one `vmm-blk serve` going on a socket: whenever it ends, the next one is started.
+/// Keeps one `vmm-blk serve` running on a socket: whenever it ends, it is started again.
 final class MortalServer: Sendable {
   private struct State {
     var process: pid_t?
     var isOver = false
     var deaths = 0
-    /// Ends that were no SIGKILL.
+    /// Ends other than by SIGKILL.
     var mishaps: [String] = []
   }
 
-  /// The status of a process that finds the one before it still in the kernel, with its lock on the image.
+  /// The status of a process that finds its predecessor still in the kernel, with its lock on the image.
   private static let imageIsLocked: Int32 = 66
 
   let socket: String
@@ -27,9 +27,9 @@ final class MortalServer: Sendable {
   private let hasEnded = DispatchSemaphore(value: 0)
 
   /// - Parameters:
-  ///   - options: of `vmm-blk serve`.
-  ///   - environment: what the next process is given besides, as `NAME=value`, by how many there were before it. One that finds
-  ///     its image locked by the one before it does not count.
+  ///   - options: options of `vmm-blk serve`.
+  ///   - environment: additional variables of the next process, as `NAME=value`, by how many processes there were before it.
+  ///     A process that finds its image locked by its predecessor does not count.
   init(
     _ directory: String, options: [String], environment: @escaping @Sendable (_ incarnation: Int) -> [String] = { _ in [] }
   ) {
@@ -50,7 +50,7 @@ final class MortalServer: Sendable {
     while true {
       let child: Child
       do {
-        // It does not outlive a test run that is killed.
+        // It must not outlive a test run that is killed.
         let command = ["setpriv", "--pdeathsig", "KILL", "--", "env"] + words + arguments
         let started = try state.withLock { state throws -> Child? in
           guard !state.isOver else { return nil }
@@ -64,7 +64,7 @@ final class MortalServer: Sendable {
         state.withLock { $0.mishaps.append("it cannot be started: \(error)") }
         return
       }
-      // Not reaped while somebody may be about to kill it: its number stays its own.
+      // Not reaped while another thread may be about to kill it: until then its number is not reused.
       var information = unsafe siginfo_t()
       while unsafe waitid(P_PID, id_t(child.identifier), &information, WEXITED | WNOWAIT) < 0 && errno == EINTR {}
       state.withLock { $0.process = nil }
@@ -79,24 +79,24 @@ final class MortalServer: Sendable {
     }
   }
 
-  /// Sends SIGKILL to the one that runs.
+  /// Sends SIGKILL to the current process.
   func kill() { state.withLock { state in if let process = state.process { Glibc.kill(process, SIGKILL) } } }
 
-  /// How many have ended.
+  /// Number of processes that have ended.
   var deaths: Int { state.withLock { $0.deaths } }
 
-  /// Ends the last one, and says what went otherwise than it should: nothing.
+  /// Ends the last process, and returns what went wrong: nothing, if all is well.
   func end() -> [String] {
     state.withLock { state in
       state.isOver = true
       if let process = state.process { Glibc.kill(process, SIGKILL) }
     }
     hasEnded.wait()
-    // For the next one that asks.
+    // For the next waiter.
     hasEnded.signal()
     return state.withLock { $0.mishaps }
   }
 
-  /// What all of them said.
+  /// The output of all of them.
   var words: String { (try? String(contentsOfFile: log, encoding: .utf8)) ?? "" }
 }

@@ -1,4 +1,4 @@
-/// An export of a real NBD server, which its disk survives.
+/// An export of a real NBD server; the data survives the server.
 import CLinux
 import Foundation
 import Glibc
@@ -8,7 +8,7 @@ import Testing
 final class NBDDisk {
   static let canBeServed = FileManager.default.isExecutableFile(atPath: "/usr/bin/nbdkit")
 
-  /// Where it listens, and what it asks of clients.
+  /// How it listens, and what it requires of clients.
   enum Way: String, CaseIterable, Sendable, CustomTestStringConvertible {
     case socket, port, certificates, keys
     var testDescription: String { rawValue }
@@ -18,14 +18,14 @@ final class NBDDisk {
 
   let directory: String
   private let way: Way
-  /// Words for nbdkit in front of its plugin, from the next start on.
+  /// Filters for nbdkit, before its plugin, from the next start on.
   var filters: [String]
   private let port: UInt16
   private var server: Program?
 
   /// - Parameters:
-  ///   - directory: where image, socket, certificates and keys are.
-  ///   - filters: as they are at first.
+  ///   - directory: the folder of image, socket, certificates and keys.
+  ///   - filters: the first filters.
   init(_ directory: String, _ way: Way = .socket, filters: [String] = []) throws {
     (self.directory, self.way, self.filters) = (directory, way, filters)
     port = way == .socket ? 0 : try freePort()

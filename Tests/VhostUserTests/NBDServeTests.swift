@@ -1,4 +1,4 @@
-/// Exports of NBD servers, served by a process in its sandbox: over TCP and TLS, with servers that are killed, and handed over to
+/// Exports of NBD servers, served by a sandboxed process: over TCP and TLS, with servers that are killed, and handed over to
 /// another process.
 import Foundation
 import GuestDriver
@@ -25,7 +25,7 @@ import VirtioCore
     try Program(["ctl", "--control", directory + "/control"] + words).finish()
   }
 
-  /// A guest that works for as long as something is done to its server, or to the server of that.
+  /// Runs a guest's workload while something is done to its server, or to the NBD server behind that.
   private static func underLoad(_ directory: String, _ act: (Load) throws -> Void) throws -> VerifyProgress {
     try Load.run(
       {
@@ -38,7 +38,7 @@ import VirtioCore
     ).progress
   }
 
-  /// Everything that a connection needs to be made again is left to a process in its sandbox, and nobody is told a secret.
+  /// A sandboxed process can still do everything that a reconnection needs, and no secret is logged.
   @Test(arguments: NBDDisk.Way.possible) func theServerIsKilledUnderLoad(way: NBDDisk.Way) throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory, way)
@@ -61,15 +61,15 @@ import VirtioCore
       for file in ["keys.psk", "pki/client/client-key.pem"] {
         guard let secret = try? String(contentsOfFile: directory + "/" + file, encoding: .utf8) else { continue }
         for line in secret.split(separator: "\n").flatMap({ $0.split(separator: ":") }) where line.count > 30 {
-          #expect(!said.contains(line), "a secret is shown")
+          #expect(!said.contains(line), "a secret is logged")
         }
       }
     }
   }
 
-  /// A server in its sandbox that has no disk of this kind, but may get some.
+  /// A sandboxed server without a disk of this kind, which may be allowed to get some.
   ///
-  /// - Parameter act: is given its folder, with the socket `a.sock` of its only disk.
+  /// - Parameter act: receives the server's folder, with the socket `a.sock` of its only disk.
   private static func withServerOfAFile(_ more: [String], _ act: (String) throws -> Void) throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
@@ -86,7 +86,7 @@ import VirtioCore
     }
   }
 
-  /// A disk with TLS is added to a server in its sandbox that had none: what it reads has to be allowed.
+  /// A disk with TLS is added to a sandboxed server that had none: the files it reads have to be allowed.
   @Test(.enabled(if: Certificates.canBeMade, "gnutls-bin is not installed"), arguments: [NBDDisk.Way.certificates, .keys])
   func aDiskThatIsAdded(way: NBDDisk.Way) throws {
     try withDirectory { directory in
@@ -109,7 +109,7 @@ import VirtioCore
     }
   }
 
-  /// What the sandbox keeps from a server is told as that.
+  /// The error names the sandbox if that denies access.
   @Test(.enabled(if: Certificates.canBeMade, "gnutls-bin is not installed"), arguments: [NBDDisk.Way.certificates, .keys])
   func aDiskThatIsForbidden(way: NBDDisk.Way) throws {
     try withDirectory { directory in
@@ -123,8 +123,8 @@ import VirtioCore
     }
   }
 
-  /// The library hangs in reading whom to trust, and nothing can end that: a second request of the operator is refused at once, and
-  /// no other thread is left behind.
+  /// The library hangs while it reads the trusted certificates, and nothing can interrupt it: a second request of the operator
+  /// is refused at once, and no more threads are left behind.
   @Test(.enabled(if: Certificates.canBeMade && SilentFile.isPossible, SilentFile.needs)) func certificatesThatHang() throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory, .certificates)
@@ -136,7 +136,7 @@ import VirtioCore
       try file.close()
       try FileManager.default.removeItem(atPath: place)
       try FileManager.default.createSymbolicLink(atPath: place, withDestinationPath: silent.path)
-      // Who has no capabilities has no way to that file.
+      // Without capabilities a process cannot reach that file.
       let server = try Self.serve(directory, disk, more: ["--sandbox", "off"])
       #expect(try Self.ctl(directory, "flush", "disk.sock").status == 0)
       try silent.hold("read")
@@ -157,7 +157,7 @@ import VirtioCore
     }
   }
 
-  // MARK: From process to process
+  // MARK: Takeovers
 
   @Test(arguments: NBDDisk.Way.possible) func oneAfterTheOther(way: NBDDisk.Way) throws {
     try withDirectory { directory in
@@ -190,7 +190,7 @@ import VirtioCore
     }
   }
 
-  /// Before anything was stopped.
+  /// It is refused before anything is stopped.
   @Test(arguments: Refusal.allCases) func whatCannotBeTakenOver(refusal: Refusal) throws {
     try withDirectory { directory in
       let filters = refusal == .oneConnection ? ["--filter=multi-conn", "multi-conn-mode=disable"] : []
@@ -215,7 +215,7 @@ import VirtioCore
     }
   }
 
-  /// The server is another one than when the running server connected to it, and that one has not looked again.
+  /// The export has changed since the running server connected to it, and that server has not noticed yet.
   @Test func anExportThatTakesOneConnectionByNow() throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory)
@@ -232,14 +232,14 @@ import VirtioCore
       try disk.start()
       let transport = try VhostUserTransport(path: directory + "/disk.sock", memory: DriverMemory(size: 8 << 20))
       let client = try BlockClient(transport, options: DriverOptions(features: BlockFeature.understood, queueSize: 64))
-      #expect(try client.queues[0].perform(.read(sector: 0, bytes: 512)).status == .ok, "it stayed there")
+      #expect(try client.queues[0].perform(.read(sector: 0, bytes: 512)).status == .ok, "it stayed with the old server")
       try client.shutDown()
       server.process.terminate()
       #expect(server.finish().status == 0)
     }
   }
 
-  /// In another folder, a relative path leads to another server, whose export may look the same.
+  /// A relative path means another socket in another folder, and that server's export may look the same.
   @Test func aRelativePathMeansASocket() throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory)
@@ -265,7 +265,7 @@ import VirtioCore
     }
   }
 
-  /// A server that went away may have lost what was not flushed, whoever wrote it, and whoever saw that.
+  /// A server that went away may have lost what was not flushed, whichever process wrote it, and whichever noticed.
   @Test(arguments: [true, false]) func whatTheNextFlushSays(isLostBefore: Bool) throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory)
@@ -285,7 +285,7 @@ import VirtioCore
       #expect(before.finish().status == 0)
       if !isLostBefore { try loseServer() }
       #expect(try queue.perform(.flush).status == .ioError)
-      // Who was told is not told again by the next server, nor by the one after that.
+      // A queue that was told is not told again by the next server, nor by the one after that.
       var last = after
       for _ in 0..<2 {
         let next = try Program(Self.words(directory, disk.uri) + ["--take-over", directory + "/control"])
@@ -294,7 +294,7 @@ import VirtioCore
         last = next
         #expect(try queue.perform(.flush).status == .ok)
       }
-      // What was stable before a takeover is not lost with the server after it.
+      // What was stable before a takeover is not lost with the NBD server afterwards.
       try loseServer()
       #expect(try queue.perform(.flush).status == .ok)
       try client.shutDown()
@@ -303,7 +303,7 @@ import VirtioCore
     }
   }
 
-  /// The server goes on without knowing what one that took over, and was gone without a word, has acknowledged.
+  /// The old server goes on, without knowing what a server that took over and then died has acknowledged.
   @Test func aDeadTakerMayHaveWritten() throws {
     try withDirectory { directory in
       let disk = try NBDDisk(directory)

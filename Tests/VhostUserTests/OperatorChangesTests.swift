@@ -1,4 +1,4 @@
-/// What an operator changes about a disk that a guest has: its size, and what it may do in a second.
+/// What an operator can change while a guest uses a disk: its size, and its rate limits.
 import Foundation
 import Glibc
 import TestSupport
@@ -36,7 +36,7 @@ import VirtioCore
 
   // MARK: Size
 
-  /// A disk that has grown can be used to its new end, whatever serves it, and what was there stays; so does a smaller one.
+  /// A disk that has grown can be used up to its new end, with every engine, and keeps its data; so does a smaller one.
   @Test(arguments: ["uring", "sync", "mapped", "cached", "threads", "aio"]) func aDiskIsResizedUnderItsDriver(
     engine: String
   ) throws {
@@ -45,7 +45,7 @@ import VirtioCore
       #expect(client.capacity == 4 * Self.mebibyte)
       #expect(try Self.write(client, at: 0, 0x11) == .ok)
       #expect(try Self.write(client, at: 4 * Self.mebibyte, 0x22) == .ioError)
-      // By other means first.
+      // First resized by another program.
       #expect(unsafe truncate(server.directory + "/a.img", 6 << 20) == 0)
       #expect(try Self.write(client, at: 4 * Self.mebibyte, 0x22) == .ioError)
       #expect(try server.ask("resize", disk: "a.sock")["size"] as? UInt64 == 6 * Self.mebibyte)
@@ -59,7 +59,7 @@ import VirtioCore
       }
       #expect(try Self.read(client, at: 0) == (.ok, [UInt8](repeating: 0x11, count: 4096)))
       #expect(try client.perform(.flush).status == .ok)
-      // And by ours.
+      // Then by the server.
       #expect(try server.ask("resize", #","disk":"a.sock","size":\#(8 << 20)"#)["size"] as? UInt64 == 8 * Self.mebibyte)
       #expect(try Self.write(client, at: 8 * Self.mebibyte - 4096, 0x33) == .ok)
       #expect(try Self.length(server) == 8 * Self.mebibyte)
@@ -79,7 +79,7 @@ import VirtioCore
     }
   }
 
-  /// A guest that works in the first half notices nothing of what happens to the second.
+  /// A guest that uses only the first half is not affected by what happens to the second.
   @Test(arguments: ["uring", "mapped"]) func whoeverWorksInAPartNoticesNothing(engine: String) throws {
     try Self.withServer(["--engine", engine]) { server in
       try server.whileBusy("a") { load in
@@ -107,7 +107,7 @@ import VirtioCore
     }
   }
 
-  /// Also of an engine that maps the image: the next one maps all of it.
+  /// Also with an engine that maps the image: the next server maps all of it.
   @Test func aDiskThatWasResizedIsTakenOver() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a"], ["--engine", "mapped"])
@@ -139,7 +139,7 @@ import VirtioCore
     }
   }
 
-  /// `ctl resize 8M` named a disk "8M", although the name can be left out where there is only one.
+  /// `ctl resize 8M` once took "8M" for a disk's name, although the name can be left out if there is only one disk.
   @Test func theOnlyDiskNeedsNoNameToBeResizedOrLimited() throws {
     try Self.withServer { server in
       func ctl(_ words: String...) throws -> String {
@@ -185,7 +185,7 @@ import VirtioCore
     }
   }
 
-  /// What waits for a limit continues when that is lifted.
+  /// A request that waits for a limit continues when that is lifted.
   @Test func aLimitHoldsAtOnceAndIsLiftedAtOnce() throws {
     try Self.withServer { server in
       try server.whileBusy("a") { load in
@@ -194,7 +194,7 @@ import VirtioCore
           #expect(try server.ask("limit", #","disk":"a.sock","limits":{"iops":{"rate":1,"burst":1}}"#)["limits"] != nil)
           let before = try server.number("throttled", "a")
           try wait(until: "requests wait") { try server.number("throttled", "a") > before }
-          // FLUSH is not held back; nothing else but one a second goes.
+          // FLUSH is not limited; of everything else one per second may go.
           let done = try server.number("reads", "a") + server.number("writes", "a")
           usleep(300_000)
           #expect(try server.number("reads", "a") + server.number("writes", "a") <= done + 64)

@@ -1,4 +1,4 @@
-/// What an operator sees and changes while a server runs: whatever is asked, guests of other disks notice nothing.
+/// What an operator sees and changes while a server runs: guests of other disks are never affected.
 import Foundation
 import Glibc
 import Synchronization
@@ -9,14 +9,14 @@ import VirtioCore
 @testable import GuestDriver
 @testable import VhostUser
 
-/// A server with disks in a folder of its own, and somebody who asks it things.
+/// A server with disks in its own folder, and a control connection to it.
 final class Operated {
   let directory: String
   let server: Program
   let control: Taker
 
   /// - Parameters:
-  ///   - disks: names; each is an image of 4 MiB of nothing, listed in `list`.
+  ///   - disks: names; each is an image of 4 MiB of zeroes, listed in `list`.
   ///   - more: options of the server.
   init(_ directory: String, _ disks: [String], _ more: [String] = []) throws {
     self.directory = directory
@@ -72,7 +72,7 @@ final class Operated {
     return try BlockClient(transport, options: DriverOptions(features: features, queues: queues, queueSize: 64))
   }
 
-  /// A guest that works, and checks every byte, for as long as the body runs.
+  /// Runs a verified load while the body runs.
   func whileBusy(_ name: String, _ body: (Load) throws -> Void) throws {
     let socket = socket(name)
     let connect: @Sendable () throws -> BlockClient = {
@@ -91,7 +91,7 @@ final class Operated {
   }
 }
 
-/// A guest that another thread has, and its owner leaves alone in the meantime.
+/// A guest that another thread uses, while its owner does not.
 private struct Lent: @unchecked Sendable {
   let guest: BlockClient
   init(_ guest: BlockClient) { self.guest = guest }
@@ -137,14 +137,14 @@ private struct Lent: @unchecked Sendable {
         try server.ask("add", #","entry":\#(Operated.entry(directory, "b"))"#)
         try server.ask("remove", disk: server.socket("b"))
       }
-      // By helpers, so some time later.
+      // Helpers close them, so some time later.
       try wait(until: "nothing of the disk is open") { (try? open().count) == before }
       #expect(try !open().contains { $0.hasSuffix("/b.img") })
       try server.end()
     }
   }
 
-  // MARK: The list
+  // MARK: The list of disks
 
   @Test(arguments: ["reload", "SIGHUP"]) func aListThatIsReadAgainChangesWhatDiffersAndNothingElse(by way: String) throws {
     try withDirectory { directory in
@@ -209,9 +209,9 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  // MARK: Standing still
+  // MARK: Pausing
 
-  /// With every engine that completes on the spot, and one that does not.
+  /// With every engine that completes in place, and one that does not.
   @Test(arguments: ["sync", "uring", "mapped", "threads"], [BlockFeature.understood, Succession.plain])
   func aDiskThatIsPausedTakesNothingAndLosesNothing(engine: String, features: FeatureSet) throws {
     try withDirectory { directory in
@@ -245,7 +245,7 @@ private struct Lent: @unchecked Sendable {
         let result = Result { try lent.guest.perform(.flush).status }
         answered.withLock { $0 = result }
       }
-      // Its first kick has been seen, and led to nothing.
+      // Its first kick has been seen, and nothing was taken.
       for _ in 1...20 {
         _ = try server.ask("status", disk: "a.sock")
         usleep(5_000)
@@ -260,7 +260,7 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  /// The front-end of a paused disk can go, and the next one can come.
+  /// The front-end of a paused disk can disconnect, and the next one can connect.
   @Test func aPausedDiskCanBeStoppedAndDrained() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a"])
@@ -329,10 +329,10 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  // MARK: A medium that does not answer
+  // MARK: Hung media
 
-  /// Whatever is asked of a disk whose medium hangs is answered within its time, and the other disk continues.
-  /// A disk that is closed at once is not the last one: what is in flight on the others is finished.
+  /// Whatever is asked of a disk whose medium hangs is answered in time, and the other disk continues.
+  /// A disk that is closed at once is not the last one: requests in flight on the others are finished.
   @Test func aSignalWaitsForEveryDisk() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a", "b"], ["--inject", "read:delay=1s"])
@@ -348,7 +348,7 @@ private struct Lent: @unchecked Sendable {
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs)) func aSilentMediumKeepsNobodyElse() throws {
     try withDirectory { directory in
       let silent = try SilentFile(size: 1 << 20)
-      // The silent file is reached through the folder of another process, where a sandbox lets nobody in.
+      // The silent file is reached through another process's folder, which a sandbox does not allow.
       let server = try Operated(directory, ["a"], ["--drain-timeout", "1", "--sandbox", "off"])
       try server.whileBusy("a") { load in
         try load.wait()
@@ -366,7 +366,7 @@ private struct Lent: @unchecked Sendable {
         let removed = try server.ask("remove", disk: "s.sock")
         #expect((removed["error"] as? String)?.contains("its medium does not answer") == true, "\(removed)")
         #expect(try server.states() == ["a": "driven", "s": "draining"])
-        // Where it was another disk can be.
+        // In its place another disk can be added.
         try Operated.image(directory, "s")
         #expect(try server.ask("add", #","entry":\#(Operated.entry(directory, "s"))"#)["disk"] != nil)
         let added = try server.ask(
@@ -381,12 +381,12 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  /// A process whose medium has not answered cannot go. The last thing that it does is to remove its files.
+  /// A process whose medium has not answered cannot exit. The last thing it does is to remove its files.
   private static func isLeaving(_ server: Operated) -> Bool {
     !FileManager.default.fileExists(atPath: server.directory + "/control")
   }
 
-  // MARK: Lines
+  // MARK: Requests and log lines
 
   @Test(arguments: [
     ("{}", "\"request\" is missing"),
@@ -456,7 +456,7 @@ private struct Lent: @unchecked Sendable {
       let server = try Operated(directory, ["a"], ["--log-format", "journal", "--log-level", "debug"])
       try server.guest("a").shutDown()
       try wait(until: "the guest has gone") { (try? server.states()) == ["a": "idle"] }
-      // What is no request is a warning.
+      // An invalid request causes a warning.
       #expect(try Taker(directory + "/control").send("7") == nil)
       server.server.process.terminate()
       let lines = server.server.finish().errors.split(separator: "\n").map(String.init)
@@ -467,7 +467,7 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
-  // MARK: For people
+  // MARK: The command line
 
   @Test func whatPeopleSee() throws {
     try withDirectory { directory in

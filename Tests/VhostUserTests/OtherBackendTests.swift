@@ -1,4 +1,4 @@
-/// Our front-end on somebody else's back-end: what both understand is the protocol.
+/// This front-end with another project's back-end: what they have in common is the protocol.
 import Foundation
 import TestSupport
 import Testing
@@ -22,7 +22,7 @@ import VirtioCore
       ]
       try daemon.run()
       defer {
-        // It may have inherited that SIGTERM is blocked, from the thread that started it.
+        // It may have inherited a blocked SIGTERM from the thread that started it.
         kill(daemon.processIdentifier, SIGKILL)
         daemon.waitUntilExit()
       }

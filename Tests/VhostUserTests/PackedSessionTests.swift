@@ -1,4 +1,5 @@
-/// What packed rings change about the conversation: sizes, bases with both halves, records, and what one server tells the next.
+/// What packed rings change in the protocol: sizes, bases with two halves, records, and the state that one server hands to the
+/// next.
 import TestSupport
 import Testing
 import VirtioCore
@@ -8,7 +9,7 @@ import VirtioCore
 @Suite struct PackedSessionTests {
   private static let features = Rig.features.union(.packedRing)
 
-  /// Everything up to a running queue 0.
+  /// Sets everything up until queue 0 runs.
   private static func bringUp(_ rig: inout Rig, size: UInt32 = 100, base: UInt32? = 0x8000_8000) {
     rig.send(.setOwner)
     rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
@@ -21,7 +22,7 @@ import VirtioCore
     rig.send(.setVringEnable, Rig.state(0, 1))
   }
 
-  /// Both halves where they are said, the lower one for both where only that is, and a new ring where nothing is.
+  /// Both halves if both are given, the lower one for both if only that is, and a new ring if no base is given.
   @Test(
     arguments: [
       (0x8000_8000, 0x8000, 0x8000), (nil, 0x8000, 0x8000), (0x8003_0005, 5, 0x8003), (0x0000_8007, 0x8007, 0x8007),
@@ -41,12 +42,12 @@ import VirtioCore
     _ = rig.takeReplies()
     rig.send(.getVringBase, Rig.state(0, 0))
     #expect(rig.takeReplies().first?.payload == VringState(index: 0, number: 0x8015_8015).bytes)
-    // It continues there without being told, because memory does not say it.
+    // It continues there without another SET_VRING_BASE, because the position is not in memory.
     rig.send(.setVringKick, Rig.word(0), [eventCounter()])
     #expect(rig.activations.last?.position == QueuePosition(available: 0x8015, used: 0x8015))
   }
 
-  /// At the beginning of a round whose counter is 0 a position is all zeroes, and no new ring.
+  /// At the beginning of a round in which the wrap counter is 0, a position is all zeroes, but not that of a new ring.
   @Test func ringStoppedAtZeroIsNotANewOne() {
     var rig = Rig(features: Self.features)
     rig.progress = 0
@@ -92,7 +93,7 @@ import VirtioCore
     #expect(rig.activations.last?.kind == QueueKind(isPacked: true, isRecorded: true))
   }
 
-  /// Records that were mapped for split rings mean nothing for packed ones.
+  /// Records that were mapped for split rings are not used for packed ones.
   @Test func recordsOfTheOtherFormatStartNothing() {
     var rig = Rig(features: Self.features)
     rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))

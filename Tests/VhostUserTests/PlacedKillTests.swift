@@ -1,5 +1,5 @@
-/// A crash between any two stores of the algorithm, recovery included: the back-end ends by SIGKILL at the place that the test
-/// names, as often as it takes, and the guest must notice nothing.
+/// A crash between any two stores of the algorithm, including recovery: the back-end ends by SIGKILL at the place that the test
+/// names, as often as needed, and the guest must notice nothing.
 import Synchronization
 import TestSupport
 import Testing
@@ -9,22 +9,22 @@ import VirtioCore
 @testable import VhostUser
 
 #if DEBUG
-/// Where each process is to end, and the outcome of it.
+/// Where each process is to end, and whether it did.
 final class KillPlan: Sendable {
   private struct State {
     var random: SeededRandom
-    /// The process that runs is to end at the place itself, not at what has to come before.
+    /// The current process is to end at the place itself, not at a precursor.
     var isAimed = false
-    /// It was killed from outside, since it never got there.
+    /// It was killed from outside, because it never reached the place.
     var wasMissed = false
     var hits = 0
     var processes = 0
   }
 
   let place: KillPoint
-  /// How often the place has to be met.
+  /// How often the place has to be reached.
   static let wanted = 3
-  /// Processes until it counts as never met.
+  /// Number of processes after which the place counts as unreachable.
   private static let most = 40
   private let state: Mutex<State>
 
@@ -33,7 +33,7 @@ final class KillPlan: Sendable {
     state = Mutex(State(random: SeededRandom(seed: place.rawValue.utf8.reduce(0) { $0 &* 31 &+ UInt64($1) })))
   }
 
-  /// What has to happen before a process can get to the place at its start; `nil`: it gets there in its ordinary work.
+  /// What has to happen first so that a starting process reaches the place; `nil`: it is reached in ordinary operation.
   private var precursor: KillPoint? {
     switch place {
     case .recoveryFreed, .recoveryFinished: .publishShown
@@ -42,7 +42,7 @@ final class KillPlan: Sendable {
     }
   }
 
-  /// Records are made once.
+  /// Records are created only once.
   private var isOnce: Bool {
     switch place {
     case .recoveryCleared, .recoverySized, .recoveryCopied, .recoveryBegun: true
@@ -50,7 +50,7 @@ final class KillPlan: Sendable {
     }
   }
 
-  /// A driver that keeps pace is hardly ever notified.
+  /// A driver that keeps up is hardly ever notified.
   private var isRare: Bool { place == .callDue || place == .callDone }
 
   private var enough: Int { isOnce ? 1 : Self.wanted }
@@ -58,7 +58,7 @@ final class KillPlan: Sendable {
   var isOver: Bool { state.withLock { $0.hits >= enough || $0.processes > Self.most } }
   var hasHit: Bool { hits >= enough }
 
-  /// For the next process; the one before it has ended.
+  /// For the next process; the previous one has ended.
   func environment() -> [String] {
     state.withLock { state in
       if state.isAimed, !state.wasMissed { state.hits += 1 }
@@ -76,7 +76,7 @@ final class KillPlan: Sendable {
     }
   }
 
-  /// It has worked for so long without getting there.
+  /// The process has worked for a long time without reaching the place.
   func miss() { state.withLock { $0.wasMissed = true } }
 }
 
@@ -91,7 +91,7 @@ extension KillTests {
     try Self.kill(at: place, Self.ways[index % Self.ways.count])
   }
 
-  /// Most places of a packed ring are those of a split one, between other stores.
+  /// Most places in packed rings are the same as in split ones, between other stores.
   @Test(arguments: [
     KillPoint.takeOrdered, .takeMarked, .answerNamed, .answerLinked, .answerCounted, .publishShown, .publishFreed, .publishOver,
     .recoveryFinished, .recoveryResumed,
@@ -118,7 +118,7 @@ extension KillTests {
         }
         return !plan.isOver
       }
-      #expect(plan.hasHit, "the place was met \(plan.hits) times; \(server.words)")
+      #expect(plan.hasHit, "the place was reached \(plan.hits) times; \(server.words)")
       #expect(report.reconnections > 0)
       #expect(server.end() == [], "\(server.words)")
     }

@@ -1,4 +1,4 @@
-/// What a server has given up when it serves, and who may connect: as others see it.
+/// Which rights a server gives up before it serves, and who may connect, as seen from outside.
 import Foundation
 import Glibc
 import TestSupport
@@ -10,14 +10,14 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct ProtectionTests {
-  /// A server of one disk, `a`, without an operator.
+  /// A server of one disk, `a`, without a control socket.
   private final class Server {
     let directory: String
     let program: Program
 
     /// - Parameters:
-    ///   - words: put before the program's path: another program that starts it.
-    ///   - size: of the image.
+    ///   - words: a program that starts the server, and its arguments, before the server's path.
+    ///   - size: the image's size.
     init(_ directory: String, _ options: [String] = [], startedBy words: [String] = []) throws {
       self.directory = directory
       let command = ["serve", "--blk-file", directory + "/a.img", "--socket-path", directory + "/a.sock"] + options
@@ -42,7 +42,7 @@ import VirtioCore
     }
   }
 
-  /// Lines "name: value" of what the kernel says of a thread, for each thread by its name.
+  /// The lines "name: value" of each thread's status, by the thread's name.
   private static func threads(of process: Int32) throws -> [(name: String, fields: [String: String])] {
     let folder = "/proc/\(process)/task"
     return try FileManager.default.contentsOfDirectory(atPath: folder).compactMap { thread in
@@ -58,7 +58,7 @@ import VirtioCore
     }
   }
 
-  /// All of a file whose size the kernel does not say.
+  /// A whole file whose size the kernel does not report.
   private static func text(of path: String) throws -> String {
     let file = try #require(FileHandle(forReadingAtPath: path))
     var data = Data()
@@ -89,7 +89,7 @@ import VirtioCore
         #expect(thread.fields["CapEff"].map { UInt64($0, radix: 16) } == 0, "\(thread.name)")
         #expect(thread.fields["CapPrm"].map { UInt64($0, radix: 16) } == 0, "\(thread.name)")
         #expect(thread.fields["CapBnd"].map { UInt64($0, radix: 16) } == 0, "\(thread.name)")
-        // Its own filter besides the process's.
+        // A queue's own filter, in addition to the process's.
         if thread.name.hasPrefix("queue") {
           #expect(thread.fields["Seccomp_filters"].flatMap { Int($0) } ?? 0 >= 2, "\(thread.name)")
         }
@@ -105,7 +105,7 @@ import VirtioCore
   private static let hasSlices =
     (try? String(contentsOfFile: "/proc/self/sched", encoding: .utf8))?.contains("se.slice") ?? false
 
-  /// A queue beside others on its CPU takes turns with them, and not for the kernel's usual milliseconds.
+  /// A queue that shares its CPU takes short turns, not the kernel's usual milliseconds.
   @Test(
     .enabled(if: hasSlices, "a kernel from 6.12 on that shows a thread's slice is needed"),
     arguments: [["--engine", "mapped"], ["--engine", "uring"], ["--shared-workers", "1"]])
@@ -125,7 +125,7 @@ import VirtioCore
     }
   }
 
-  /// A core dump has nothing of the guest's in it.
+  /// A core dump contains no guest memory.
   @Test func guestMemoryIsNotDumped() throws {
     try withDirectory { directory in
       try Operated.image(directory, "a")
@@ -146,7 +146,7 @@ import VirtioCore
     }
   }
 
-  /// Only what an operator's thread needs is kept by a server whose disks come and go, and queues get nothing of that.
+  /// A server whose disks come and go keeps only the capabilities that its operator thread needs, and queues get none of them.
   @Test func queuesOfAnOperatedServerHaveNoRights() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a"])
@@ -176,9 +176,9 @@ import VirtioCore
     }
   }
 
-  // MARK: Files that come later
+  // MARK: Files of added disks
 
-  /// Disks are added from where the first ones are, and from where the command line says, and from nowhere else.
+  /// Disks can be added from the folders of the first ones and from those that the command line names, and from nowhere else.
   @Test func addedDisksAreWhereTheyMayBe() throws {
     try withDirectory { elsewhere in
       try Operated.image(elsewhere, "b")
@@ -191,7 +191,7 @@ import VirtioCore
         let refused = try server.ask("add", #","entry":\#(Operated.entry(elsewhere, "b"))"#)
         let sentence = try #require(refused["error"] as? String)
         #expect(sentence.contains("--allow-path") && sentence.contains(directory), "\(sentence)")
-        // A link out of the folder leads out of the folder.
+        // A link out of the folder is refused, too.
         try FileManager.default.createSymbolicLink(
           atPath: directory + "/e.img", withDestinationPath: elsewhere + "/c.img")
         let link = try server.ask("add", #","entry":\#(Operated.entry(directory, "e"))"#)
@@ -215,7 +215,7 @@ import VirtioCore
     }
   }
 
-  /// A server in its sandbox opens the states of a disk's zones, and cannot make any.
+  /// A sandboxed server opens the zone state files of disks, and cannot create any.
   @Test func addedDisksHaveTheStatesOfTheirZones() throws {
     try withDirectory { directory in
       let zones = "host-managed,zone-size=256K"
@@ -226,7 +226,7 @@ import VirtioCore
       let refused = try #require(try server.ask("add", entry)["error"] as? String)
       #expect(refused.contains("a.img.zones") && refused.contains("in its sandbox cannot create files"), "\(refused)")
       #expect(!FileManager.default.fileExists(atPath: directory + "/a.img.zones"))
-      // As the sentence says.
+      // What the error suggests works.
       let other = try Server(directory, ["--zoned", zones])
       try #require(other.program.firstLine().hasPrefix("Serving "))
       #expect(other.end().status == 0)
@@ -242,7 +242,7 @@ import VirtioCore
 
   // MARK: Sockets
 
-  /// Whatever the umask is, and without a moment in which it is more.
+  /// Whatever the umask is, and without a moment in which the mode permits more.
   @Test(arguments: [
     (umask: "022", options: ["--socket-mode", "0660"], mode: 0o660), ("077", ["--socket-mode", "666"], 0o666),
     ("000", ["--socket-mode", "600"], 0o600), ("027", [], 0o750), ("000", ["--socket-group", "GROUP"], 0o770),
@@ -251,7 +251,7 @@ import VirtioCore
   func aSocketHasTheModeThatWasAskedFor(umask: String, options: [String], mode: UInt32) throws {
     try withDirectory { directory in
       try Operated.image(directory, "a")
-      // Root may give a socket to any group, and others to their own.
+      // Root may give a socket to any group, other users to their own.
       let group = geteuid() == 0 ? 4242 : getegid()
       let server = try Server(
         directory, options.map { $0 == "GROUP" ? "\(group)" : $0 },
@@ -282,7 +282,7 @@ import VirtioCore
     }
   }
 
-  // MARK: Without rights from the beginning
+  // MARK: Unprivileged from the start
 
   private static let isRoot = geteuid() == 0
 
@@ -293,7 +293,7 @@ import VirtioCore
     "--no-new-privs",
   ]
 
-  /// A user of its own, no capabilities, little memory to lock, and nothing to write to but the folder of the disk.
+  /// An unprivileged user without capabilities, with little locked memory, and with write access only to the disk's folder.
   @Test(
     .enabled(if: isRoot && has("setpriv") && has("prlimit") && has("unshare"), "needs root and util-linux"),
     arguments: [
@@ -313,7 +313,7 @@ import VirtioCore
       let line = server.program.firstLine()
       guard line.hasPrefix("Serving ") else {
         let errors = server.program.finish().errors
-        // A machine that lets nobody remount, or that user nowhere near the program, has no such set-up.
+        // A machine that does not allow the remount, or where that user cannot reach the program, cannot run this set-up.
         if errors.contains("mount:") || errors.contains("unshare:") || errors.contains("execute") { return }
         Issue.record("\(errors)")
         return
@@ -327,7 +327,7 @@ import VirtioCore
     }
   }
 
-  /// Rings count against the limit of locked memory on some kernels: the disk is served without them, and the remedy is named.
+  /// On some kernels rings count against the limit of locked memory: the disk is served without them, and the remedy is named.
   @Test(.enabled(if: isRoot && has("setpriv") && has("prlimit"), "needs root and util-linux"), arguments: ["auto", "uring"])
   func memoryThatCannotBeLockedIsNamed(engine: String) throws {
     try withDirectory { directory in
@@ -340,13 +340,13 @@ import VirtioCore
       let errors = serves ? server.end().errors : server.program.finish().errors
       if errors.contains("execute") { return }
       #expect(serves || engine == "uring", "\(errors)")
-      // A kernel that does not count them has nothing to say.
+      // A kernel that does not count them causes no message.
       guard errors.contains("io_uring cannot be used here") else { return }
       #expect(errors.contains("locked memory") && errors.contains("ulimit -l"), "\(errors)")
     }
   }
 
-  /// What it may not have is one sentence.
+  /// A missing permission is reported in one sentence.
   @Test(
     .enabled(if: isRoot && has("setpriv"), "needs root and util-linux"),
     arguments: [

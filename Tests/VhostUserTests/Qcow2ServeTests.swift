@@ -1,4 +1,4 @@
-/// qcow2 images by `vmm-blk serve`, with its sandbox, and disks of them that come later.
+/// qcow2 images served by `vmm-blk serve`, with its sandbox, and disks of them that are added later.
 import Foundation
 import Glibc
 import GuestDriver
@@ -8,7 +8,7 @@ import VhostUser
 import VirtioCore
 
 @Suite(.serialized) struct Qcow2ServeTests {
-  /// base (raw, with bytes that say where they are) and overlays `a` and `b` over it.
+  /// base (raw, with bytes that tell where they belong), and overlays `a` and `b` over it.
   private func images(_ directory: String) throws -> [UInt8] {
     let content = (0..<1 << 20).map { UInt8(truncatingIfNeeded: $0 / 512 &* 7 &+ $0 % 251) }
     try Data(content).write(to: URL(fileURLWithPath: directory + "/base"))
@@ -63,7 +63,7 @@ import VirtioCore
     return Array(try Data(contentsOf: URL(fileURLWithPath: "\(directory)/\(file)")))
   }
 
-  /// Whatever was answered is there when the server is killed, flushed or not; and a server that is stopped leaves nothing behind.
+  /// Answered writes are there when the server is killed, flushed or not; and a stopped server leaves nothing behind.
   @Test(arguments: [[], ["--engine", "sync"]]) func whatWasWrittenOutlivesTheServer(more: [String]) throws {
     try withDirectory { directory in
       var content = try images(directory)
@@ -148,7 +148,7 @@ import VirtioCore
     }
   }
 
-  /// How many files images will name is not known before they are open: as many as may be are counted.
+  /// How many files the images name is not known before they are open, so the maximum is counted.
   @Test(arguments: [("?backing=raw:DIR/base", nil), ("?backing-folder=DIR", "need up to")] as [(String, String?)])
   func filesThatImagesNameAreCounted(more: String, sentence: String?) throws {
     try withDirectory { directory in
@@ -164,7 +164,7 @@ import VirtioCore
     }
   }
 
-  /// Another process continues with the disk while its driver has it.
+  /// Another process takes over the disk while its driver uses it.
   @Test func aChainIsTakenOver() throws {
     try withDirectory { directory in
       let content = try images(directory)

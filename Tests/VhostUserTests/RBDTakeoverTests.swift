@@ -1,4 +1,4 @@
-/// Images of Ceph clusters that are handed over from process to process: which is only possible if they are read-only.
+/// Images of Ceph clusters that are handed over from one process to another, which is possible only if they are read-only.
 import CLinux
 import Foundation
 import Glibc
@@ -7,7 +7,7 @@ import Testing
 import VirtioCore
 
 @Suite(.serialized, .enabled(if: Cluster.canBeMade, "Ceph is not installed: Scripts/setup.sh ceph")) struct RBDTakeoverTests {
-  /// A name is a cluster's own, and may be given to another image: what is served stays what it is.
+  /// Names are local to a cluster and may be reused for other images: a taker must get the same image.
   @Test func anImageOfTheSameNameIsAnotherOne() throws {
     let (here, elsewhere) = (try Cluster(), try Cluster())
     for cluster in [here, elsewhere] { try cluster.rbd("create", "rbd/disk", "--size", "8M") }
@@ -39,7 +39,7 @@ import VirtioCore
   }
 }
 
-/// For as long as a test needs it.
+/// A Ceph cluster that runs for as long as a test needs it.
 private final class Cluster {
   static let canBeMade = ["ceph-mon", "ceph-osd", "rbd", "ceph"].allSatisfy {
     FileManager.default.isExecutableFile(atPath: "/usr/bin/" + $0)
@@ -48,7 +48,7 @@ private final class Cluster {
   let folder: String
 
   init() throws {
-    // Where it costs no disk.
+    // In memory if possible.
     let parent = unsafe access("/dev/shm", W_OK) == 0 ? "/dev/shm" : NSTemporaryDirectory()
     folder = parent + "/vmm-blk-ceph-" + UUID().uuidString.prefix(8)
     try Self.run([Self.script, "start", folder, "\(getpid())"])
@@ -64,7 +64,7 @@ private final class Cluster {
     .deletingLastPathComponent().appendingPathComponent("Scripts/ceph.sh").path
 
   private static func run(_ words: [String]) throws {
-    // Its daemons have what it has, so that it must not have a pipe whose end is waited for.
+    // Its daemons inherit the standard descriptors, so these must not be a pipe that a test reads to its end.
     let nothing = unsafe open("/dev/null", O_RDWR | O_CLOEXEC)
     try #require(nothing >= 0)
     let null = OwnedDescriptor(nothing)

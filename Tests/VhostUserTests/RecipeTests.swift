@@ -1,13 +1,13 @@
-/// The conversations that real front-ends hold, in their own order.
+/// The message sequences of real front-ends, in their own order.
 import TestSupport
 import Testing
 import VirtioCore
 
 @testable import VhostUser
 
-/// One front-end's way from connecting to two running queues, and back.
+/// One front-end's messages from connecting to two running queues, and back.
 struct Recipe: Sendable, CustomTestStringConvertible {
-  /// A message to be; descriptors are made when it is sent.
+  /// A message to send; its descriptors are made when it is sent.
   enum Line: Sendable {
     case ask(FrontendRequest, [UInt8] = [])
     case features(UInt64)
@@ -76,7 +76,7 @@ struct Recipe: Sendable, CustomTestStringConvertible {
     ],
     deeds: [
       negotiated, "map 1", "signal", "signal", "start 0 at 7", "start 1 at 0", "stop 0", "stop 1",
-      // Resumed where they stood.
+      // Resumed at their positions.
       "start 0 at 5", "start 1 at 5", "stop 0", "stop 1",
     ])
 
@@ -123,7 +123,7 @@ struct Recipe: Sendable, CustomTestStringConvertible {
     deeds: ["channel", negotiated, "map 1", "signal", "start 0 at 0"])
 
   static let backwards = Recipe(
-    name: "everything in the other order",
+    name: "everything in reverse order",
     lines: [
       .enable(0), .kick(0), .call(0), .address(0), .base(0, 3), .size(0), .memory, .features(virtioAndProtocol),
     ],
@@ -166,12 +166,12 @@ extension Rig {
     #expect(rig.replies.allSatisfy { $0.flags.rawValue == 5 })
   }
 
-  /// With need_reply on every message, each gets one reply and no more, whether it has one of its own or not.
+  /// With need_reply on every message, each gets exactly one reply, whether it has a reply of its own or not.
   @Test(arguments: [Recipe.cloudHypervisor, .libblkio, .qemu]) func oneReplyForEachMessage(recipe: Recipe) {
     var rig = Rig()
     rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
     for line in recipe.lines {
-      // Taking REPLY_ACK away again is not what is looked at here.
+      // Withdrawing REPLY_ACK is not part of this test.
       if case .protocolFeatures = line { continue }
       rig.say(line, needReply: true)
       let replies = rig.takeReplies()

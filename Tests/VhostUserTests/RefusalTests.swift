@@ -1,4 +1,4 @@
-/// Messages that must not be done (rows 15, 34, 35 and 38 of the bad-input list).
+/// Messages that must be refused (rows 15, 34, 35 and 38 of the bad-input list).
 import Foundation
 import TestSupport
 import Testing
@@ -6,19 +6,19 @@ import VirtioCore
 
 @testable import VhostUser
 
-/// A message that breaks a rule, and what is to become of it without an acknowledgement.
+/// A message that breaks a rule, and what happens if no acknowledgement was requested.
 struct BadMessage: Sendable, CustomTestStringConvertible {
   enum Fate: Sendable {
-    /// Noted, and the conversation continues.
+    /// It is reported in the log, and the connection continues.
     case noted
-    /// The front-end cannot be told and would rely on it: the end.
+    /// The front-end cannot be told and would rely on it: the connection ends.
     case ended
   }
 
   var name: String
   var request: FrontendRequest
   var payload: [UInt8]
-  /// How many descriptors go with it, all of a memory file of 64 KiB.
+  /// How many descriptors are sent with it, all of a memory file of 64 KiB.
   var descriptors = 0
   var fate: Fate
   var testDescription: String { name }
@@ -62,7 +62,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
       descriptors: 2, fate: .noted),
     .init(name: "kick without its descriptor", request: .setVringKick, payload: Rig.word(0), fate: .noted),
     .init(
-      name: "kick that says it has none", request: .setVringKick, payload: Rig.word(0, hasDescriptor: false),
+      name: "kick that claims to have none", request: .setVringKick, payload: Rig.word(0, hasDescriptor: false),
       descriptors: 1, fate: .noted),
     .init(name: "call with two descriptors", request: .setVringCall, payload: Rig.word(0), descriptors: 2, fate: .noted),
     .init(name: "err without its descriptor", request: .setVringError, payload: Rig.word(0), fate: .noted),
@@ -78,7 +78,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     .table("offset that overflows", [region(0, 0x1000, 0, limit - 0x7ff)]),
     .table("offset past every file", [region(0, 0x1000, 0, 1 << 63)]),
     .table("region larger than its file", [region(0, 0x1_0001, 0)]),
-    .table("region behind its file", [region(0, 0x1000, 0, 0x1_0000)]),
+    .table("region beyond its file", [region(0, 0x1000, 0, 0x1_0000)]),
     .table("guest ranges overlap", [region(0x1000, 0x1000, 0), region(0x1fff, 0x1000, 0x1_0000)]),
     .table("user ranges overlap", [region(0, 0x1000, 0x1000), region(0x10_0000, 0x1000, 0x1800)]),
     .table("one good region and one too large", [region(0, 0x1000, 0), region(0x10_0000, 1 << 40, 0x10_0000)]),
@@ -123,12 +123,12 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
       fate: .noted),
     .init(name: "not offered", request: .setInflight, payload: Array(repeating: 0, count: 24), descriptors: 1, fate: .noted),
     .init(
-      name: "not offered, answered by itself", request: .getSharedObject, payload: Array(repeating: 0, count: 16), fate: .ended),
+      name: "not offered, has its own reply", request: .getSharedObject, payload: Array(repeating: 0, count: 16), fate: .ended),
   ]
 }
 
 @Suite struct RefusalTests {
-  /// Queue 0 runs, queue 1 is set up and waits; a memory file stands behind every descriptor that is sent.
+  /// Queue 0 runs, queue 1 is set up and waits; every descriptor that is sent is a memory file.
   private func refuse(_ bad: BadMessage, needReply: Bool) -> Rig {
     var rig = Rig()
     rig.bringUp(queues: 1)
@@ -164,14 +164,14 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// What was refused has changed nothing: the queue that ran runs, on the same memory.
+  /// A refused message has changed nothing: the queue that ran still runs, with the same memory.
   private func expectQueueZeroGoesOn(_ rig: inout Rig) {
     #expect(rig.running == [0])
     #expect(rig.session.table.regions == [Rig.region()])
     #expect(rig.activations.last?.configuration == rig.activations.first?.configuration)
   }
 
-  /// A plan that is fine as numbers and fails against the files stops the queues and puts them back as they were.
+  /// A memory table that looks valid but cannot be mapped stops the queues and restarts them as they were.
   @Test func tableThatCannotBeMappedLeavesTheOldOne() {
     var rig = Rig()
     rig.bringUp()
@@ -191,7 +191,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.replies.map(\.payload) == [Rig.number(1)])
   }
 
-  /// The front-end waits for a base; a queue that does not exist stands at 0.
+  /// The front-end waits for a base; for a queue that does not exist, it is 0.
   @Test func baseOfNoQueueIsAnswered() {
     var rig = Rig()
     rig.send(.getVringBase, Rig.state(9, 0))
@@ -214,13 +214,13 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.deeds == ["start 0 at 0", "signal", "cannot start 0", "refused 18"])
     #expect(rig.replies.map(\.payload) == [Rig.number(1)])
     #expect(EventCounter.drain(error.rawValue) == 1)
-    // Once what was wrong is put right, it starts.
+    // Once the cause is removed, it starts.
     rig.startFailure = nil
     rig.send(.setVringEnable, Rig.state(0, 1), needReply: true)
     #expect(rig.replies.last?.payload == Rig.number(0))
   }
 
-  /// A size that was refused has not been said; the one before it holds, if there is one.
+  /// A refused size is ignored; the previous one stays in force, if there is one.
   @Test func aRefusedSizeLeavesTheOneBefore() {
     var rig = Rig()
     rig.bringUp()
@@ -243,7 +243,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(fresh.takeDeeds() == ["start 0 at 0"])
   }
 
-  /// Everything that a session knows but for how far its queues have come, descriptors by their numbers.
+  /// The whole state of a session except its queues' progress, with descriptors by number.
   private func account(_ session: BackendSession) -> String {
     var session = session
     session.startRefuses = false
@@ -253,7 +253,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     return text
   }
 
-  /// A ring that is set up and does not run, so that there is something to spoil.
+  /// A ring that is set up and does not run, so that there is state to spoil.
   @Test(arguments: BadMessage.all) func aRefusedMessageLeavesTheSessionAsItWas(bad: BadMessage) {
     var rig = Rig()
     rig.bringUp(queues: 2)
@@ -264,7 +264,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(account(rig.session) == before)
   }
 
-  /// Front-ends that always send a whole structure of theirs, whatever a message needs of it.
+  /// Front-ends that always send a whole structure, however little of it a message needs.
   @Test(arguments: [
     (FrontendRequest.setOwner, [UInt8]()), (.getFeatures, []), (.setFeatures, Rig.number(Rig.features.rawValue)),
     (.setVringSize, Rig.state(1, 16)), (.setVringBase, Rig.state(1, 3)), (.setVringAddress, Rig.address(1).bytes),
@@ -278,7 +278,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(!rig.deeds.contains { $0.hasPrefix("refused") || $0 == "close" }, "\(rig.deeds)")
   }
 
-  /// User-mode Linux sends room for two regions, 72 bytes, and says that there is one.
+  /// User-mode Linux sends room for two regions, 72 bytes, and a count of one.
   @Test func aMemoryTableWithMoreRoomThanRegionsIsTaken() {
     var rig = Rig()
     let payload = MemoryRegion.encode(table: [Rig.region()]) + [UInt8](repeating: 0, count: 32)
@@ -288,7 +288,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.session.table.regions == [Rig.region()])
   }
 
-  /// The budget is for all regions together, however they come.
+  /// The budget covers all regions together, however they arrive.
   @Test func memoryBeyondTheBudgetIsRefused() {
     var rig = Rig()
     rig.session = BackendSession(
@@ -308,7 +308,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.takeReplies().map(\.payload) == [Rig.number(1)])
   }
 
-  /// A guest whose memory is not shared: rings that have everything else.
+  /// A guest whose memory is not shared: its rings have everything else.
   @Test func ringsThatWaitForMemoryAreSaidToWait() {
     var rig = Rig()
     rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))
@@ -330,7 +330,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(rig.session.ringsWithoutMemory.isEmpty)
   }
 
-  /// The err descriptor says it, if it is known by then; the refusal says it in any case.
+  /// The err descriptor is signalled, if it is known by then; the message is refused in any case.
   @Test(arguments: [false, true]) func ringsThatLieInNoMemoryAreSaidToDoSo(isAcknowledged: Bool) {
     var rig = Rig()
     rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))
@@ -347,7 +347,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     rig.send(Message(request: FrontendRequest.setVringAddress.rawValue, flags: flags, payload: elsewhere))
     #expect(rig.takeDeeds() == ["signal", "refused \(FrontendRequest.setVringAddress.rawValue)"])
     #expect(EventCounter.drain(error.rawValue) == 1)
-    // That of another ring is not known, and nobody else's is signalled.
+    // Another ring's err descriptor is not known, and no other one is signalled.
     rig.send(.setVringAddress, Rig.address(1, base: 0x7777_0000_0000).bytes)
     #expect(rig.takeDeeds() == ["refused \(FrontendRequest.setVringAddress.rawValue)"])
     #expect(EventCounter.drain(error.rawValue) == 0)
@@ -373,7 +373,7 @@ struct BadMessage: Sendable, CustomTestStringConvertible {
     #expect(TestMemory.openDescriptors(named: "vhost-future") == 0)
   }
 
-  /// Descriptors that a message has no use for are closed, and the message is done.
+  /// Unexpected descriptors are closed, and the message is handled.
   @Test func descriptorsThatNobodyExpects() {
     var rig = Rig()
     rig.send(.getFeatures, [], [TestMemory.file("vhost-stray", size: 1)])

@@ -1,4 +1,4 @@
-/// A session with a make-believe world around it: deeds are written down, answers can be chosen.
+/// A session with a simulated environment: actions are recorded, answers can be chosen.
 import CLinux
 import Glibc
 import SystemPackage
@@ -8,7 +8,7 @@ import VirtioCore
 
 @testable import VhostUser
 
-/// Files of guest memory with names that can be found in /proc again, to see who still holds them.
+/// Files of guest memory whose names can be found in /proc, to see who still has them open.
 enum TestMemory {
   static func file(_ name: String, size: Int) -> OwnedDescriptor {
     let descriptor = unsafe memfd_create(name, UInt32(MFD_CLOEXEC))
@@ -16,7 +16,7 @@ enum TestMemory {
     return OwnedDescriptor(descriptor)
   }
 
-  /// How many descriptors of this process are open on the memory file of that name.
+  /// How many descriptors of this process refer to the memory file with that name.
   static func openDescriptors(named name: String) -> Int {
     guard let directory = unsafe opendir("/proc/self/fd") else { return -1 }
     defer { unsafe closedir(directory) }
@@ -40,11 +40,11 @@ enum TestMemory {
   }
 }
 
-/// Runs a session against a device that does what it is told.
+/// Runs a session against a device that does as the test prescribes.
 struct Rig {
   static let features: FeatureSet = [.version1, .eventIndex, .indirectDescriptors]
   var session: BackendSession
-  /// What was done, in order, in words.
+  /// What the session asked for, in order, in words.
   var deeds: [String] = []
   var replies: [Message] = []
   var activations: [Activation] = []
@@ -52,21 +52,21 @@ struct Rig {
   var startFailure: QueueError?
   var acceptsFeatures = true
   var writable = true
-  /// How far each running queue has come when it is stopped.
+  /// How far each running queue has progressed when it is stopped.
   var progress: UInt16 = 5
   var running: Set<Int> = []
-  /// Translations that were asked for, in order.
+  /// Translations that were requested, in order.
   var questions: [TranslationMiss] = []
-  /// Queues do not give back what is withdrawn.
+  /// Queues do not release withdrawn translations.
   var holdsWithdrawals = false { didSet { isHeld = isHeld && holdsWithdrawals } }
   private var isHeld = false
-  /// Records that were forgotten, of a queue or of all.
+  /// Records that were cleared: of one queue, or of all (`nil`).
   var forgotten: [Int?] = []
-  /// What was written to the configuration space.
+  /// Bytes written to the configuration space.
   var written: [Int: UInt8] = [:]
-  /// The device had another choice of features before.
+  /// Other features were negotiated with the device before.
   var replacesChoice = false
-  /// The last one.
+  /// The last withdrawal.
   var withdrawal: Withdrawal?
 
   init(
@@ -105,7 +105,7 @@ struct Rig {
     return deeds
   }
 
-  /// Effects that come beside messages.
+  /// Runs effects that do not come from messages. - Returns: them in words.
   mutating func words(_ effects: [Effect]) -> [String] {
     effects.map { effect in
       switch effect {
@@ -157,7 +157,7 @@ struct Rig {
       if !isHeld { session.withdrawn() }
     case .send(let message) where message.request == BackendRequest.translation.rawValue:
       guard let asked = TranslationMessage(decoding: message.payload), asked.type == 1 else {
-        Issue.record("a question that is none")
+        Issue.record("not a translation request")
         return
       }
       questions.append(TranslationMiss(address: asked.address, access: MemoryAccess(rawValue: asked.permission)))
@@ -168,7 +168,7 @@ struct Rig {
       deeds.append("signal")
       sink.signal()
     case .readConfiguration(let offset, let count):
-      // Sixty bytes that tell their own offset.
+      // Sixty bytes, each with its own offset as its value.
       session.configurationRead((offset..<offset + count).map { written[$0] ?? ($0 < 60 ? UInt8($0) : 0) })
     case .writeConfiguration(let offset, let bytes, let restores):
       deeds.append("write \(bytes.count) at \(offset)" + (restores ? " restoring" : ""))
@@ -198,7 +198,7 @@ extension Rig {
     VringDescriptorWord(index: index, hasDescriptor: hasDescriptor).bytes
   }
 
-  /// Ring parts of a queue inside the first region, 64 KiB a queue.
+  /// A queue's ring parts inside the first region, 64 KiB per queue.
   static func address(_ index: UInt32, base: UInt64 = userBase) -> VringAddress {
     let start = base + UInt64(index) * 0x1_0000
     return VringAddress(
@@ -218,7 +218,7 @@ extension Rig {
       needReply: needReply)
   }
 
-  /// Everything up to running queues, with acknowledgements where `acks`.
+  /// Sets everything up until the queues run, with acknowledgements if `acks`.
   mutating func bringUp(queues: Int = 2, features: FeatureSet = Rig.features, acks: Bool = false) {
     send(.setOwner)
     send(.getFeatures)

@@ -1,10 +1,10 @@
-/// Two disks of one server that want the same image.
+/// Two disks of one server with the same image.
 import Foundation
 import TestSupport
 import Testing
 
 @Suite struct SameImageTests {
-  /// The one that has it is named as its operator knows it: no other process has to be stopped.
+  /// The disk that has the image is named as its operator knows it: no other process has to be stopped.
   @Test(arguments: ["file:", "qcow2:"]) func theDiskThatHasItIsNamed(scheme: String) throws {
     try withDirectory { directory in
       let image = directory + "/disk"

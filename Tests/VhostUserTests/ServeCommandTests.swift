@@ -1,4 +1,4 @@
-/// `vmm-blk serve` as a program: words, exit codes, signals, and what it leaves behind.
+/// `vmm-blk serve` as a program: arguments, exit codes, signals, and what it leaves behind.
 import Foundation
 import TestSupport
 import Testing
@@ -17,7 +17,7 @@ import VirtioCore
     #expect(result.errors.isEmpty)
   }
 
-  /// One sentence, a status that is not 0, nothing abandoned.
+  /// One sentence, a status other than 0, nothing left behind.
   @Test(arguments: [
     (["--blk-file", "DIR/none", "--socket-path", "DIR/s"], "there is no image"),
     (["--blk-file", "DIR/empty", "--socket-path", "DIR/s"], "empty"),
@@ -65,7 +65,7 @@ import VirtioCore
     }
   }
 
-  /// A queue runs when the signal comes; everything ends in order all the same.
+  /// A queue runs when the signal arrives; everything is shut down in order all the same.
   @Test(arguments: [SIGTERM, SIGINT]) func signalsEndIt(signal: Int32) throws {
     try withDirectory { directory in
       let path = directory + "/disk.sock"
@@ -107,12 +107,12 @@ import VirtioCore
       for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 16) }
       kill(program.process.processIdentifier, SIGTERM)
       #expect(program.finish().status == 0)
-      // The file belongs to its maker.
+      // The file belongs to its creator.
       #expect(FileManager.default.fileExists(atPath: path))
     }
   }
 
-  /// With a connection that was made for it, the program ends when the front-end goes.
+  /// With a connection that was passed to it, the program ends when the front-end disconnects.
   @Test func descriptorOfAConnection() throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
@@ -129,7 +129,7 @@ import VirtioCore
     }
   }
 
-  /// Success is for bytes that were looked at.
+  /// A verification succeeds only if it compared some bytes.
   @Test func aVerificationOfNothingIsAFailure() throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
@@ -148,7 +148,7 @@ import VirtioCore
     }
   }
 
-  /// A FIFO without a writer never opens.
+  /// Opening a FIFO without a writer never returns.
   @Test(arguments: [SIGTERM, SIGINT]) func aStartThatHangsEndsOnASignal(signal: Int32) throws {
     try withDirectory { directory in
       let list = directory + "/list"

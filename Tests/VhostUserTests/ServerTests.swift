@@ -10,7 +10,7 @@ import VirtioCore
 @testable import VhostUser
 
 extension Frontend {
-  /// From nothing to `queues` running rings over one memory file.
+  /// Sets up `queues` running rings over one memory file.
   fileprivate func bringUp(queues: Int, memory: OwnedDescriptor, base: UInt32 = 0) throws {
     let offer = try handshake()
     try setFeatures(offer.features)
@@ -44,7 +44,7 @@ extension Frontend {
       try frontend.setConfiguration(at: 32, [0])
       #expect(try frontend.configuration(at: 32, count: 1) == [0])
       #expect(throws: FrontendError.refused(.setConfiguration)) { try frontend.setConfiguration(at: 0, [1]) }
-      // A migration puts back what is there.
+      // A migration writes the unchanged configuration.
       try frontend.setConfiguration(at: 0, [0, 1, 2, 3], flags: 1)
       #expect(throws: FrontendError.refused(.getConfiguration)) { try frontend.configuration(at: 200, count: 100) }
       try frontend.setFeatures(offer.features)
@@ -62,7 +62,7 @@ extension Frontend {
     }
   }
 
-  /// The activation holds the very eventfd of the front-end, and the memory is the front-end's.
+  /// The activation has the front-end's own eventfd, and its memory is the front-end's.
   @Test func deviceGetsWorkingKickCallAndMemory() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")
@@ -75,7 +75,7 @@ extension Frontend {
       try frontend.start(queue)
       let activation = try #require(device.state.withLock { $0.activations[0] })
       activation.call.signal()
-      // One for the arrival of the call descriptor, one for this.
+      // One signal for the new call descriptor, one for this.
       #expect(EventCounter.drain(queue.call?.rawValue ?? -1) == 2)
       let mark: [UInt8] = [0x5a]
       _ = unsafe mark.withUnsafeBytes { unsafe pwrite(memory.rawValue, $0.baseAddress, 1, 0x100) }
@@ -83,14 +83,14 @@ extension Frontend {
       #expect(unsafe view.contiguous(GuestAddress(0x4100), count: 1)?.base.load(as: UInt8.self) == 0x5a)
       EventCounter.signal(queue.kick?.rawValue ?? -1)
       guard case .eventCounter(let kick) = activation.kick else {
-        Issue.record("the kick is no eventfd")
+        Issue.record("the kick is not an eventfd")
         return
       }
       #expect(EventCounter.drain(kick.rawValue) == 1)
     }
   }
 
-  /// Row 36: a front-end that goes away leaves nothing running, and the next one finds the server ready.
+  /// Row 36: a front-end that disconnects leaves nothing running, and the next one finds the server ready.
   @Test func frontEndsComeAndGo() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")
@@ -104,10 +104,10 @@ extension Frontend {
         #expect(eventually { device.running.isEmpty })
       }
       #expect(device.deeds.filter { $0.hasPrefix("stop") }.count == 40)
-      // The same choice of features every time: the device was asked once, and kept its configuration.
+      // The same features are negotiated every time: the device was asked once, and kept its configuration.
       #expect(device.state.withLock(\.negotiations) == 1)
       #expect(eventually { server.log.events.filter { $0 == .disconnected }.count == 20 })
-      // The test's own descriptor is left; the server releases memory.
+      // Only the test's own descriptor is left; the server has released the memory.
       #expect(eventually { TestMemory.openDescriptors(named: "vhost-server") <= 1 })
     }
   }
@@ -147,7 +147,7 @@ extension Frontend {
     #expect(!server.log.contains { if case .messageRefused = $0 { true } else { false } })
   }
 
-  /// Many messages in one write, descriptors with one in the middle.
+  /// Many messages in one write, with a descriptor for one in the middle.
   @Test func messagesInOneGo() throws {
     let (ours, theirs) = socketPair()
     let server = connected(theirs)
@@ -158,7 +158,7 @@ extension Frontend {
     for _ in 0..<50 { #expect(try frontend.receive(after: .getQueueCount).payload == Rig.number(4)) }
   }
 
-  /// A front-end that never reads its replies gets no more of them than its socket holds, and the server waits in peace.
+  /// A front-end that never reads its replies gets only as many as its socket buffers, and the server waits without spinning.
   @Test func repliesThatNobodyReads() throws {
     let (ours, theirs) = socketPair()
     let server = connected(theirs)
@@ -168,14 +168,14 @@ extension Frontend {
       sent += 1
     }
     let frontend = Frontend(socket: ours)
-    // What was sent in part would not be a message; count what was answered to the whole ones.
+    // A partly sent message would not be answered; count the answers to whole ones.
     for _ in 0..<min(sent, 500) {
       #expect(try frontend.receive(after: .getConfiguration).payload.count == 268)
     }
     server.close()
   }
 
-  /// One that is slow in the middle of a message does not keep others waiting.
+  /// A front-end that is slow in the middle of a message does not delay others.
   @Test func slowSenderKeepsNobodyWaiting() throws {
     try withDirectory { directory in
       let other = FakeDevice()
@@ -197,7 +197,7 @@ extension Frontend {
     }
   }
 
-  /// Bytes that are no message end the connection, and only that.
+  /// Invalid bytes end the connection, and nothing else.
   @Test(
     arguments: [
       (name: "version 2", bytes: [1, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0]),
@@ -240,7 +240,7 @@ extension Frontend {
     }
   }
 
-  /// Row 35 and its like over the socket: refused, told, and the other queue does not notice.
+  /// Row 35 and similar ones over the socket: refused, reported, and the other queue is not affected.
   @Test func refusedMessageIsToldAndTheRestGoesOn() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")
@@ -289,25 +289,25 @@ extension Frontend {
     }
   }
 
-  /// A failure that the loop learns of only after the queue was restarted must not be held against the new run.
+  /// A failure that the loop learns of only after the queue was restarted does not count against the new run.
   @Test func failureBelongsToTheRunInWhichItHappened() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")
       defer { server.close() }
       let frontend = try Frontend(connectingTo: directory + "/disk.sock")
       try frontend.bringUp(queues: 1, memory: memory)
-      // Unheard, as its eventfd is not signalled.
+      // Not noticed yet, because its eventfd is not signalled.
       device.state.withLock { $0.events.append(.queueFailed(queue: 0, .headOutOfRange(1))) }
       try frontend.setKick(queue: 0, eventCounter())
       #expect(device.running == [0])
-      // The queue that runs now is as good as any: it continues over a change of memory.
+      // The new run is not failed: it continues after a change of memory.
       try frontend.addMemory(FrontendRegion(Rig.region(1 << 32, size: 0x1000, user: 0x1000), descriptor: memory))
       #expect(device.running == [0])
       #expect(server.log.events.filter { if case .queueFailed = $0 { true } else { false } }.count == 1)
     }
   }
 
-  /// Memory is changed under running queues by a front-end that hot-plugs.
+  /// A front-end that hot-plugs changes memory under running queues.
   @Test func memoryComesAndGoesUnderRunningQueues() throws {
     try withDirectory { directory in
       let server = RunningServer(device, path: directory + "/disk.sock")
@@ -323,7 +323,7 @@ extension Frontend {
     }
   }
 
-  /// SIGTERM's way: queues are stopped, the socket is gone, the front-end sees the end.
+  /// As on SIGTERM: queues are stopped, the socket is removed, the front-end's connection is closed.
   @Test func closingStopsQueuesAndRemovesTheSocket() throws {
     try withDirectory { directory in
       let path = directory + "/disk.sock"
@@ -337,7 +337,7 @@ extension Frontend {
     }
   }
 
-  /// A server on a socket that was connected for it ends with its front-end.
+  /// A server with a connected socket ends with its front-end.
   @Test func connectedSocketIsServedUntilItsEnd() throws {
     let (ours, theirs) = socketPair()
     let finished = EventLog()

@@ -1,4 +1,4 @@
-/// What a service manager is told, and sockets that it passes.
+/// Notifications to a service manager, and sockets that it passes.
 import CLinux
 import Foundation
 import Glibc
@@ -9,14 +9,14 @@ import VirtioCore
 @testable import Sockets
 @testable import VhostUser
 
-/// Somebody who listens as a service manager does.
+/// Listens for notifications as a service manager does.
 private final class Manager {
   private let socket: OwnedDescriptor
-  /// As the environment says it.
+  /// The address for NOTIFY_SOCKET.
   let address: String
   private var arrived: [[String: String]] = []
 
-  /// - Parameter isAbstract: where the name is: in no file system.
+  /// - Parameter isAbstract: the name is in the abstract namespace, not in a file system.
   init(_ directory: String, isAbstract: Bool = false) throws {
     let path = directory + "/notify"
     address = (isAbstract ? "@" : "") + path
@@ -36,7 +36,7 @@ private final class Manager {
     Glibc.socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue | SOCK_CLOEXEC.rawValue | SOCK_NONBLOCK.rawValue), 0)
   }
 
-  /// Leaves no room for another message.
+  /// Fills its buffer, so that no other message fits.
   func fill(_ directory: String) throws {
     let sender = OwnedDescriptor(Self.datagram())
     var name = sockaddr_un()
@@ -55,7 +55,7 @@ private final class Manager {
     try #require(errno == EAGAIN)
   }
 
-  /// The next message that has this word.
+  /// Waits for the next message with this word.
   @discardableResult
   func next(_ word: String) throws -> [String: String] {
     var found: [String: String]?
@@ -70,7 +70,7 @@ private final class Manager {
     return try #require(found)
   }
 
-  /// What has come and was not asked for yet.
+  /// Messages that have arrived and were not taken yet.
   func rest() -> [[String: String]] {
     read()
     return arrived
@@ -91,10 +91,10 @@ private final class Manager {
   }
 }
 
-/// `vmm-blk`, started as a service manager does it.
+/// Starts `vmm-blk` as a service manager does.
 ///
 /// - Parameters:
-///   - variables: assignments for a shell, in which $$ is the process.
+///   - variables: assignments for a shell, where $$ is the process.
 ///   - passed: becomes descriptor 3.
 private func service(_ variables: String, _ words: [String], passed: Int32? = nil) throws -> Program {
   let input = passed.map { FileHandle(fileDescriptor: $0, closeOnDealloc: false) } ?? .nullDevice
@@ -145,7 +145,7 @@ private func end(_ program: Program) {
     }
   }
 
-  /// What is read again begins and ends, well or badly; what changes otherwise is said as well.
+  /// The start and the end of a reload are reported, whether it succeeds or not; other changes are reported as well.
   @Test func theManagerSeesTheListBeingRead() throws {
     try withDirectory { directory in
       func list(_ names: [String]) throws {
@@ -209,7 +209,7 @@ private func end(_ program: Program) {
     }
   }
 
-  // MARK: A manager that is not there, or not there in time
+  // MARK: A missing or slow manager
 
   @Test func aManagerThatDoesNotReadHoldsNothingUp() throws {
     try withDirectory { directory in
@@ -220,7 +220,7 @@ private func end(_ program: Program) {
         ["serve", "--blk-file", try disk(directory), "--socket-path", directory + "/s"])
       #expect(server.firstLine().hasPrefix("Serving "))
       #expect(try Frontend(connectingTo: directory + "/s").handshake().queueCount == 16)
-      // It reads at last.
+      // Then it reads.
       try manager.next("READY")
       try manager.next("WATCHDOG")
       end(server)
@@ -246,7 +246,7 @@ private func end(_ program: Program) {
     }
   }
 
-  /// The server that continues is the service, and the previous one has nothing to say about it any more.
+  /// After a takeover the new server is the service, and the old one reports nothing more about it.
   @Test func aTakeoverChangesTheMainProcess() throws {
     try withDirectory { directory in
       let manager = try Manager(directory)
@@ -266,7 +266,7 @@ private func end(_ program: Program) {
 }
 
 @Suite struct ActivationTests {
-  /// By itself, by its path, and in a list: the socket's file stays, because the manager listens on.
+  /// Without arguments, by its path, and in a list: the socket's file stays, because the manager keeps listening.
   @Test(arguments: ["", "--socket-path", "--disks"]) func aDiskIsServedOnTheSocketThatWasPassed(word: String) throws {
     try withDirectory { directory in
       let (path, image) = (directory + "/s", try disk(directory))
@@ -286,7 +286,7 @@ private func end(_ program: Program) {
         #expect(server.firstLine().hasPrefix("Serving "))
         for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 16) }
         if word == "--disks" {
-          // Gone for the server, not for the manager; so it can come again.
+          // The server no longer uses it, but the manager keeps it, so the disk can be added again.
           let control = try Taker(directory + "/control")
           _ = try control.send(#"{"request":"remove","disk":"\#(path)"}"#)
           let added = try #require(try control.send(#"{"request":"add","entry":\#(entry)}"#))

@@ -1,4 +1,4 @@
-/// The rules of the conversation, one by one.
+/// The rules of the protocol, one by one.
 import Glibc
 import TestSupport
 import Testing
@@ -19,7 +19,7 @@ import VirtioCore
     #expect(rig.replies.map(\.bytes) == [header + Rig.number(value)])
   }
 
-  /// Only what works is on offer.
+  /// Only features that work are offered.
   @Test func offeredProtocolFeatures() {
     let bits = [0, 1, 3, 5, 9, 12, 13, 15, 16]
     #expect(ProtocolFeatures.served == bits.reduce(into: []) { $0.insert(ProtocolFeatures(bit: $1)) })
@@ -35,7 +35,7 @@ import VirtioCore
       rig.replies.map(\.bytes) == [[11, 0, 0, 0, 5, 0, 0, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0x34, 0x12, 0, 0]])
   }
 
-  /// Without REPLY_ACK need_reply is not heard; with it, a message without a reply of its own gets exactly a zero.
+  /// Without REPLY_ACK need_reply is ignored; with it, a message without a reply of its own gets exactly a zero.
   @Test func acknowledgementNeedsBothBits() {
     var rig = Rig()
     rig.send(.setOwner, needReply: true)
@@ -50,7 +50,7 @@ import VirtioCore
 }
 
 @Suite struct RingLifeTests {
-  /// Row 32 of the bad-input list: nothing is consumed before the ring is enabled, and nothing is lost.
+  /// Row 32 of the bad-input list: nothing is taken before the ring is enabled, and nothing is lost.
   @Test func kickBeforeEnableStartsAtEnable() {
     var rig = Rig()
     rig.bringUp(queues: 0)
@@ -73,12 +73,12 @@ import VirtioCore
     rig.send(.setVringKick, Rig.word(0, hasDescriptor: false))
     #expect(rig.activations.count == 1)
     guard case .none = rig.activations[0].kick, case .none = rig.activations[0].call else {
-      Issue.record("a kick or call came from nowhere")
+      Issue.record("there is a kick or call that nobody sent")
       return
     }
   }
 
-  /// Ring addresses are the front-end's own; the device gets the guest's.
+  /// Ring addresses are in the front-end's address space; the device gets guest addresses.
   @Test func addressesAreTranslated() {
     var rig = Rig()
     rig.bringUp(queues: 0)
@@ -95,7 +95,7 @@ import VirtioCore
       ])
   }
 
-  /// A call that arrives is signalled once, by the device where it runs the ring and by us where it does not.
+  /// A new call descriptor is signalled once: by the device if it runs the ring, otherwise by the session.
   @Test func aNewCallIsSignalledOnce() {
     var rig = Rig()
     rig.bringUp()
@@ -117,7 +117,7 @@ import VirtioCore
     rig.bringUp()
     rig.send(.getVringBase, Rig.state(0, 0))
     _ = rig.takeDeeds()
-    // Enabled all along, but stopped: only a kick starts it again, where it stood.
+    // Still enabled, but stopped: only a kick starts it again, at its position.
     rig.send(.setVringEnable, Rig.state(0, 1))
     #expect(rig.takeDeeds().isEmpty)
     rig.send(.setVringKick, Rig.word(0), [eventCounter()])
@@ -128,7 +128,7 @@ import VirtioCore
     }
   }
 
-  /// A second kick on a running ring puts another descriptor under it and loses nothing.
+  /// A second kick on a running ring replaces the descriptor and loses nothing.
   @Test func kickOnARunningRingStartsItAnewWhereItStands() {
     var rig = Rig()
     rig.bringUp()
@@ -138,7 +138,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 5, used: 5))
   }
 
-  /// The front-end may do what it wants with a stopped ring, so the used index is looked up at the next start.
+  /// The front-end may change a stopped ring as it likes, so the used index is read at the next start.
   @Test func baseSetByTheFrontEndLooksUpUsed() {
     var rig = Rig()
     rig.bringUp()
@@ -148,7 +148,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 0xffff, used: nil))
   }
 
-  /// A front-end that says where a paused ring continues has moved its used index as well.
+  /// A front-end that sets the base of a paused ring has moved its used index as well.
   @Test func baseSetWhileDisabledLooksUpUsed() {
     var rig = Rig()
     rig.bringUp()
@@ -158,7 +158,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 9, used: nil))
   }
 
-  /// Dirty logging toggles a feature bit and an address flag on live rings.
+  /// Dirty logging toggles a feature bit and an address flag on running rings.
   @Test func repeatedFeaturesAndAddressesLeaveRunningRingsAlone() {
     var rig = Rig()
     rig.bringUp(acks: true)
@@ -180,7 +180,7 @@ import VirtioCore
     rig.session.queueFailed(0)
     rig.send(.getStatus)
     #expect(rig.replies.last?.payload == Rig.number(0x40))
-    // Neither enabling nor other memory brings a broken ring back; the other ring continues.
+    // Neither enabling it nor new memory restarts a broken ring; the other ring continues.
     rig.send(.setVringEnable, Rig.state(0, 1))
     rig.setMemory()
     #expect(rig.takeDeeds() == ["stop 0", "stop 1", "map 1", "start 1 at 5"])
@@ -207,7 +207,7 @@ import VirtioCore
     #expect(rig.takeDeeds() == ["stop 0", "stop 1", "reset"])
     rig.send(.getStatus)
     #expect(rig.replies.last?.payload == Rig.number(0))
-    // Memory and protocol features belong to the connection and are still there.
+    // Memory and protocol features belong to the connection and remain.
     #expect(rig.session.table.regions.count == 1)
     rig.send(.setFeatures, Rig.number(Rig.features.union(.protocolFeatures).rawValue))
     rig.send(.setVringSize, Rig.state(0, 64))
@@ -217,7 +217,7 @@ import VirtioCore
     #expect(rig.takeDeeds() == ["negotiate \(Rig.features)", "start 0 at 0"])
   }
 
-  /// A paused virtual machine sends status 0, and its guest still counts on what it configured.
+  /// A VMM that pauses sends status 0, and its guest still relies on what it configured.
   @Test func statusZeroStopsQueuesAndKeepsTheConfiguration() {
     var rig = Rig()
     rig.bringUp()
@@ -242,7 +242,7 @@ import VirtioCore
     rig.bringUp(acks: true)
     _ = rig.takeDeeds()
     _ = rig.takeReplies()
-    // The same user addresses lie elsewhere in the guest now.
+    // The same user addresses now mean other guest addresses.
     rig.setMemory([Rig.region(0x4000_0000)], needReply: true)
     #expect(rig.takeDeeds() == ["stop 0", "stop 1", "map 1", "start 0 at 5", "start 1 at 5"])
     #expect(rig.replies.map(\.payload) == [Rig.number(0)])
@@ -250,7 +250,7 @@ import VirtioCore
     #expect(rig.activations.last?.position == QueuePosition(available: 5, used: 5))
   }
 
-  /// A ring whose place is gone is told on its err descriptor; the other continues.
+  /// A ring whose memory is gone is reported on its err descriptor; the other continues.
   @Test func ringThatLeftMemoryFails() {
     var rig = Rig()
     rig.bringUp()
@@ -260,7 +260,7 @@ import VirtioCore
     rig.setMemory([Rig.region(size: 0x1_0000)])
     #expect(rig.takeDeeds() == ["stop 0", "stop 1", "map 1", "start 0 at 5", "signal", "cannot start 1"])
     #expect(EventCounter.drain(error.rawValue) == 1)
-    // With its memory it comes back.
+    // Once its memory is back, it starts again.
     rig.setMemory()
     #expect(rig.takeDeeds() == ["stop 0", "map 1", "start 0 at 5", "start 1 at 5"])
   }
@@ -275,7 +275,7 @@ import VirtioCore
     rig.setMemory([low, high], file: file)
     #expect(rig.session.table.entries.count == 2)
     #expect(rig.session.table.entries[0].mapping === first)
-    // The same numbers in another file are other memory.
+    // The same region of another file is other memory.
     rig.setMemory([low], file: TestMemory.file("vhost-keep", size: Int(Rig.memorySize)))
     #expect(rig.session.table.entries[0].mapping !== first)
   }
@@ -287,7 +287,7 @@ import VirtioCore
     let extra = Rig.region(0x1000_0000, user: 0x1_0000)
     rig.send(.addMemoryRegion, extra.singleBytes, [TestMemory.file("vhost-rig", size: Int(Rig.memorySize))])
     #expect(rig.session.table.regions == [Rig.region(), extra])
-    // The offset is not part of the match, and a descriptor that comes along is closed.
+    // The offset is not compared, and a descriptor that comes along is closed.
     var match = extra
     match.offset = 0x5000
     rig.send(
@@ -310,7 +310,7 @@ import VirtioCore
     rig.send(.addMemoryRegion, region.singleBytes, [TestMemory.duplicate(file)], needReply: true)
     #expect(rig.replies.map(\.payload) == [Rig.number(1)])
     #expect(rig.session.table.regions.count == 509)
-    // Ours, and one that is kept for all regions of the file.
+    // The test's descriptor, and one that the session keeps for all regions of the file.
     #expect(TestMemory.openDescriptors(named: "vhost-slots") == 2)
   }
 
@@ -349,7 +349,7 @@ import VirtioCore
     #expect(rig.replies.first?.payload.count == 12 + count)
   }
 
-  /// Row 34: what is out of range is answered with nothing, and the connection continues.
+  /// Row 34: a request out of range gets an empty reply, and the connection continues.
   @Test(arguments: [(UInt32(1), 256), (250, 7), (0x101, 256), (0x300, 1), (0, 257), (.max, 1)])
   func readOutOfRange(offset: UInt32, count: Int) {
     var rig = Rig()
@@ -367,7 +367,7 @@ import VirtioCore
     #expect(rig.replies.map(\.payload) == [Rig.number(0)])
   }
 
-  /// One front-end sends all of its structure, whatever the size inside says.
+  /// One front-end always sends its whole structure, whatever size that states.
   @Test func writeMeansAsManyBytesAsItSays() {
     var rig = Rig()
     var payload = ConfigurationPayload(offset: 32, contents: [1]).bytes
@@ -386,7 +386,7 @@ import VirtioCore
     #expect(rig.deeds == ["write 1 at 0", "refused 25", "write 1 at 0", "refused 25"])
   }
 
-  /// While every ring is stopped nothing may be said; the news is told when one starts.
+  /// While every ring is stopped no change may be reported; it is reported when a ring starts.
   @Test func changeIsToldWhenARingIsStarted() {
     var rig = Rig()
     rig.send(.setBackendRequestDescriptor, [], [socketPair().0])

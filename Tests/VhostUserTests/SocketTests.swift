@@ -1,4 +1,4 @@
-/// Socket paths: the good, the stale and the impossible.
+/// Socket paths: valid, stale and impossible ones.
 import CLinux
 import Foundation
 import TestSupport
@@ -9,10 +9,10 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct SocketTests {
-  /// Messages that the socket takes in pieces are whole on the other side, and their descriptors came once.
+  /// Messages that the socket accepts in pieces arrive whole, and their descriptors only once.
   @Test func messagesThatAreSentInPieces() throws {
     let (ours, theirs) = socketPair()
-    // The kernel makes it the smallest that it allows, a fraction of a message.
+    // The kernel uses the smallest size it allows, a fraction of a message.
     var size: Int32 = 1
     #expect(unsafe setsockopt(ours.rawValue, SOL_SOCKET, SO_SNDBUF, &size, 4) == 0)
     let payload = (0..<8000).map { UInt8(truncatingIfNeeded: $0) }
@@ -37,7 +37,7 @@ import VirtioCore
   @Test func staleSocketIsReplaced() throws {
     try withDirectory { directory in
       let path = directory + "/disk.sock"
-      // A server that died leaves its file: bound once, and nobody listens any more.
+      // A server that died leaves its socket file: bound once, but without a listener.
       _ = try UnixSocket.listen(at: path)
       #expect(FileManager.default.fileExists(atPath: path))
       do {
@@ -59,7 +59,7 @@ import VirtioCore
     }
   }
 
-  /// A file that took the place of ours is not ours to remove.
+  /// A file that replaced the server's socket is not removed.
   @Test func successorsSocketStays() throws {
     try withDirectory { directory in
       let path = directory + "/disk.sock"
@@ -92,7 +92,7 @@ import VirtioCore
       #expect(throws: Never.self) { try Listener(path: String(long.dropLast())) }
       #expect(throws: SocketError.pathEmpty) { try Listener(path: "") }
       #expect(throws: SocketError.missing(directory + "/x")) { try UnixSocket.connect(to: directory + "/x") }
-      // Nothing remains.
+      // Nothing is left behind.
       #expect(FileManager.default.subpaths(atPath: directory) == [])
     }
   }

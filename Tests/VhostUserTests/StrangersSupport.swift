@@ -1,4 +1,4 @@
-/// What strangers may bring: a file that does not answer, a ring that is never empty; and two disks of one process for them.
+/// Hostile peers: a file that never answers, a ring that is never empty; and two disks of one process to use them on.
 import CLinux
 import Foundation
 import Glibc
@@ -10,13 +10,13 @@ import VirtioCore
 
 @testable import VhostUser
 
-/// Another program that has nothing open of ours but what it is given. It does not outlive its owner.
+/// Another program, which inherits no descriptors except those it is given. It does not outlive its owner.
 final class Child {
   let identifier: pid_t
   private var status: Int32?
 
   /// - Parameters:
-  ///   - arguments: the program first; looked for in PATH.
+  ///   - arguments: the program, which is looked for in PATH, and its arguments.
   ///   - standard: its standard input, output and error.
   init(_ arguments: [String], standard: [Int32]) throws {
     var actions = unsafe posix_spawn_file_actions_t()
@@ -29,14 +29,14 @@ final class Child {
       guard let number = Int32(name), number >= standard.count else { continue }
       unsafe posix_spawn_file_actions_addclose(&actions, number)
     }
-    // Threads of the test run block signals, and a child would inherit that.
+    // The test run's threads block signals, and a child would inherit that.
     var attributes = posix_spawnattr_t()
     unsafe posix_spawnattr_init(&attributes)
     defer { unsafe posix_spawnattr_destroy(&attributes) }
     var none = sigset_t()
     unsafe sigemptyset(&none)
     unsafe posix_spawnattr_setsigmask(&attributes, &none)
-    // And signals that the test run ignores would be ignored, whatever the program does about them.
+    // Signals that the test run ignores would stay ignored, whatever the program does about them.
     var all = sigset_t()
     unsafe sigfillset(&all)
     unsafe posix_spawnattr_setsigdefault(&attributes, &all)
@@ -55,15 +55,15 @@ final class Child {
     _ = wait()
   }
 
-  /// It has ended, or all that is left of it is a thread that the kernel keeps in a call.
+  /// It has ended, or only a thread is left that the kernel keeps in a system call.
   var isOver: Bool {
     guard let text = try? String(contentsOfFile: "/proc/\(identifier)/stat", encoding: .utf8) else { return true }
-    // The name in parentheses may hold anything.
+    // The name in parentheses may contain anything.
     let state = text.split(separator: ")").last?.split(separator: " ").first
     return state == "Z" || state == "X"
   }
 
-  /// Waits for the end. - Returns: the exit code, or 128 and the signal's number.
+  /// Waits for it to end. - Returns: the exit code, or 128 plus the signal's number.
   func wait() -> Int32 {
     if let status { return status }
     var word: Int32 = 0
@@ -74,7 +74,7 @@ final class Child {
   }
 }
 
-/// A pipe with ends that no child inherits.
+/// A pipe whose ends no child inherits.
 func pipeEnds() throws -> (reading: OwnedDescriptor, writing: OwnedDescriptor) {
   var ends: [Int32] = [-1, -1]
   guard unsafe pipe2(&ends, O_CLOEXEC) == 0 else { throw Errno(rawValue: errno) }
@@ -83,15 +83,15 @@ func pipeEnds() throws -> (reading: OwnedDescriptor, writing: OwnedDescriptor) {
 
 /// A file of Tests/Programs/silent-fuse.py.
 ///
-/// A process that has it open and closes it while `flush` is held waits until `end`; so does any program that is started in the
-/// meantime, which is why files are opened in processes of their own (exit tests) and closed after `end`.
+/// A process that has it open and closes it while `flush` is held waits until `end`, and so does any program started in the
+/// meantime. That is why files are opened in separate processes (exit tests) and closed after `end`.
 final class SilentFile {
   let path: String
   private let child: Child
   private let said: OwnedDescriptor
   private var tell: OwnedDescriptor?
 
-  /// - Parameter pageCache: it can be mapped shared; else each read and write gets to the file system.
+  /// - Parameter pageCache: the file can be mapped shared; otherwise each read and write reaches the file system.
   init(size: Int, pageCache: Bool = false) throws {
     let program = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent()
       .appendingPathComponent("Programs/silent-fuse.py").path
@@ -108,7 +108,7 @@ final class SilentFile {
 
   deinit { end() }
 
-  /// From now on these are never answered.
+  /// From now on these operations are never answered.
   func hold(_ operations: String) throws {
     let line = "hold \(operations)\n"
     let count = unsafe write(tell?.rawValue ?? -1, line, line.utf8.count)
@@ -116,12 +116,12 @@ final class SilentFile {
     while try Self.line(said) + "\n" != line {}
   }
 
-  /// Waits until somebody waits for the answer to one of these.
+  /// Waits until one of these operations is being held.
   func waitUntilHeld(_ operation: String) throws {
     while try Self.line(said) != "held \(operation)" {}
   }
 
-  /// Fails what is held.
+  /// Fails the operations that are held.
   func end() {
     tell = nil
     _ = child.wait()
@@ -134,7 +134,7 @@ final class SilentFile {
       var entry = pollfd(fd: descriptor.rawValue, events: Int16(POLLIN), revents: 0)
       let ready = unsafe poll(&entry, 1, Int32(clamping: Int(Patience.limit / .milliseconds(1))))
       if ready < 0 && errno == EINTR { continue }
-      guard ready == 1 else { throw WaitedInVain(description: "the silent file system says nothing at all") }
+      guard ready == 1 else { throw WaitedInVain(description: "the silent file system's program prints nothing") }
       guard unsafe read(descriptor.rawValue, &byte, 1) == 1 else {
         throw WaitedInVain(description: "the silent file system has ended")
       }
@@ -143,12 +143,12 @@ final class SilentFile {
     }
   }
 
-  /// Looked at once.
+  /// Determined once.
   static let isPossible = (try? SilentFile(size: 4096)) != nil
   static let needs: Comment = "a file system that does not answer needs root, /dev/fuse and python3"
 }
 
-/// One `vmm-blk serve` with two disks: A, whose front-ends and media are strange, and B, an ordinary one.
+/// One `vmm-blk serve` with two disks: A, whose front-ends and media misbehave, and B, an ordinary one.
 final class TwoDisks {
   static let sizeOfB = 1 << 20
   let a: String
@@ -159,8 +159,8 @@ final class TwoDisks {
   private var kept: [OwnedDescriptor] = []
 
   /// - Parameters:
-  ///   - a: what is to be said of disk A, without its socket.
-  ///   - silent: what has to end before the process can.
+  ///   - a: members of disk A's entry, without its socket.
+  ///   - silent: has to end before the process can.
   ///   - drainTimeout: seconds.
   init(_ directory: String, a entry: [String: String], silent: SilentFile? = nil, drainTimeout: Int = 3600) throws {
     self.directory = directory
@@ -184,11 +184,11 @@ final class TwoDisks {
   }
 
   deinit {
-    // Before its medium has failed, a process that waits for it cannot be ended.
+    // Until its medium fails, a process that waits for it cannot be killed.
     silent?.end()
   }
 
-  /// An image in the disks' folder, all of it a hole. - Returns: its path.
+  /// A sparse image in the disks' folder. - Returns: its path.
   static func image(_ directory: String, size: Int) throws -> String {
     let path = directory + "/a"
     try Data().write(to: URL(fileURLWithPath: path))
@@ -205,22 +205,22 @@ final class TwoDisks {
     guard log.contains(text) else { throw WaitedInVain(description: "the process ended without saying \"\(text)\": \(log)") }
   }
 
-  /// Keeps a descriptor until nothing of it can be held up any more.
+  /// Keeps a descriptor open until closing it can no longer block.
   func keep(_ descriptor: OwnedDescriptor) { kept.append(descriptor) }
 
   func terminate() { kill(child.identifier, SIGTERM) }
 
-  /// Waits until nothing runs that is the program's own. - Returns: its status.
+  /// Waits until the program has ended. - Returns: its status.
   func waitForEnd() throws -> Int32 {
     try wait(until: "the process has ended; its log: \(log)") { child.isOver }
     silent?.end()
     return child.wait()
   }
 
-  /// A whole life of a front-end of disk B, and a second one.
+  /// Two front-ends of disk B, one after the other, are served.
   func expectOtherDiskIsServed() throws { try expectServed(b, byte: Self.byteOfB) }
 
-  /// Two lives of a front-end: it connects, is answered, starts a ring, reads, stops it, and goes.
+  /// Twice: a front-end connects, is answered, starts a ring, reads, stops the ring, and disconnects.
   func expectServed(_ path: String, byte: (Int) -> UInt8 = { _ in 0 }) throws {
     for _ in 0..<2 {
       let disk = try HandDisk(path)
@@ -235,12 +235,12 @@ final class TwoDisks {
   }
 }
 
-/// A front-end of one ring in memory of its own. Each descriptor of the ring leads to the same request.
+/// A front-end with one ring in its own memory. Every descriptor of the ring leads to the same request.
 final class HandDisk: @unchecked Sendable {
   static let memorySize = 8 << 20
   private static let ringSize: UInt16 = 128
   private static let (table, header, status, payload, data) = (0x1_0000, 0x1_1000, 0x1_1010, 0x1_2000, 4 << 20)
-  /// The longest segment that the device takes (SIZE_MAX).
+  /// The longest segment that the device accepts (SIZE_MAX).
   static let segmentSize = 4 << 20
 
   let frontend: Frontend
@@ -250,7 +250,7 @@ final class HandDisk: @unchecked Sendable {
   private var offered: UInt16 = 0
   private var taken: UInt16 = 0
 
-  /// One piece of a request.
+  /// One segment of a request.
   private struct Segment {
     var address: Int
     var count: Int
@@ -262,7 +262,7 @@ final class HandDisk: @unchecked Sendable {
     frontend = try Frontend(connectingTo: path)
     mapping = try Mapping(descriptor: memory.rawValue, count: Self.memorySize)
     let offer = try frontend.handshake()
-    // Then a kick and a call belong to every request.
+    // Without these features there is a kick and a call for every request.
     try frontend.setFeatures(offer.features.subtracting([.eventIndex, .packedRing]))
     try frontend.setMemory([FrontendRegion(Rig.region(size: UInt64(Self.memorySize)), descriptor: memory)])
     for index in 0..<Int(Self.ringSize) {
@@ -280,7 +280,7 @@ final class HandDisk: @unchecked Sendable {
     EventCounter.signal(kick.rawValue)
   }
 
-  /// - Returns: the available index at which it stands.
+  /// - Returns: the available index at which it stopped.
   func stop() throws -> UInt32 { try frontend.stop(queue: 0) }
 
   // MARK: The request
@@ -299,13 +299,13 @@ final class HandDisk: @unchecked Sendable {
     prepare(type: 0, sector, [Segment(address: Int(buffer), count: 512, isWritten: true)])
   }
 
-  /// A read of segments that are as long as they may be.
+  /// A read with segments of the greatest length.
   func prepareLargeRead(segments: Int) {
     let segment = Segment(address: Self.data, count: Self.segmentSize, isWritten: true)
     prepare(type: 0, 0, Array(repeating: segment, count: segments))
   }
 
-  /// The largest WRITE_ZEROES: 32 ranges of 1 GiB, one after the other, whose space may be given back.
+  /// The largest WRITE_ZEROES: 32 ranges of 1 GiB, one after the other, with unmap.
   static let largestZeroes = 32 << 30
   func prepareLargestZeroes() {
     let sectors: UInt32 = 1 << 21
@@ -332,7 +332,7 @@ final class HandDisk: @unchecked Sendable {
     for index in 0..<Int(Self.ringSize) { store(UInt32(16 * all.count), 16 * index + 8) }
   }
 
-  /// An entry of the ring's own table leads to the one of the request.
+  /// Stores a descriptor. One in the ring's own table (0) points to the request's indirect table.
   private func store(descriptor index: Int, in table: Int, _ segment: Segment, next: Int? = nil) {
     let (isNext, isWritten, isIndirect): (UInt16, UInt16, UInt16) = (1, 2, 4)
     let flags = table == 0 ? isIndirect : (next == nil ? 0 : isNext) | (segment.isWritten ? isWritten : 0)
@@ -346,7 +346,7 @@ final class HandDisk: @unchecked Sendable {
     unsafe mapping.base.storeBytes(of: value.littleEndian, toByteOffset: offset, as: Value.self)
   }
 
-  /// What the device said last.
+  /// The status byte that the device wrote last.
   var status: UInt8 { unsafe mapping.base.load(fromByteOffset: Self.status, as: UInt8.self) }
 
   // MARK: The ring
@@ -366,7 +366,7 @@ final class HandDisk: @unchecked Sendable {
 
   func offerAll() { offer(Array(0..<Self.ringSize)) }
 
-  /// What was answered since the last time.
+  /// Heads that were answered since the last call.
   private func take() -> [UInt16] {
     let index = unsafe SharedCell<UInt16>(used + 2).loadAcquire()
     var heads: [UInt16] = []
@@ -378,7 +378,7 @@ final class HandDisk: @unchecked Sendable {
     return heads
   }
 
-  /// All that was offered has been answered.
+  /// All requests offered have been answered.
   var isIdle: Bool {
     _ = take()
     return taken == offered
@@ -388,7 +388,7 @@ final class HandDisk: @unchecked Sendable {
 
   /// Keeps the ring full while the body runs.
   ///
-  /// - Parameter body: gets a function that tells how many requests were answered so far.
+  /// - Parameter body: receives a function that returns the number of requests answered so far.
   func keepingFull(_ body: (() -> Int) throws -> Void) throws {
     let feeder = Feeder(disk: self)
     feeder.start()

@@ -1,5 +1,5 @@
-/// Strangers hold up nobody: whatever the front-end or the medium of one disk does, another disk of the same process continues,
-/// and SIGTERM ends the process.
+/// Hostile peers hold up nobody else: whatever the front-end or the medium of one disk does, other disks of the same process
+/// continue, and SIGTERM ends the process.
 import CLinux
 import Foundation
 import Glibc
@@ -10,12 +10,12 @@ import VirtioCore
 
 @testable import VhostUser
 
-/// Everything here is about a real program with two disks. There is no measure of time: what would wait for the stranger would
-/// wait forever.
+/// All tests here use a real program with two disks. Nothing is timed: whatever waited for the hostile peer would wait
+/// forever.
 @Suite(.serialized) struct StrangersTests {
   // MARK: Calls
 
-  /// Whether the dead descriptor is there from the start or takes the place of another one while the ring runs.
+  /// Whether the dead descriptor is there from the start or replaces another one while the ring runs.
   private static let moments = [false, true]
 
   @Test(arguments: moments) func aFullPipeAsCallKeepsNobody(whileItRuns: Bool) throws {
@@ -29,7 +29,7 @@ import VirtioCore
   }
 
   @Test(arguments: moments) func aPipeThatNobodyReadsAsCallEndsNothing(whileItRuns: Bool) throws {
-    // The reading end goes at once.
+    // The reading end is closed at once.
     try expectNobodyIsKept(by: pipeEnds().writing, whileItRuns)
   }
 
@@ -40,8 +40,8 @@ import VirtioCore
     try expectNobodyIsKept(by: counter, whileItRuns)
   }
 
-  /// A queue's thread lets go of the call that is replaced and has it closed; whoever does that has the rights of that thread, and
-  /// what other descriptors are looked at by must not be the same.
+  /// A queue's thread has the replaced call closed by a helper, which inherits the thread's restricted rights. It must not be
+  /// the helper that inspects other descriptors.
   @Test func callsThatAreReplacedWhileTheRingRunsEndNothing() throws {
     try withDirectory { directory in
       let disks = try TwoDisks(directory, a: ["blk-file": TwoDisks.image(directory, size: 1 << 20), "engine": "sync"])
@@ -61,7 +61,7 @@ import VirtioCore
   }
 
   private func expectNobodyIsKept(by call: OwnedDescriptor, _ whileItRuns: Bool) throws {
-    /// A write to it would wait, or fail because nobody reads.
+    /// A write to it would block, or fail because nobody reads.
     func isDead() -> Bool {
       var entry = pollfd(fd: call.rawValue, events: Int16(POLLOUT), revents: 0)
       _ = unsafe poll(&entry, 1, 0)
@@ -71,7 +71,7 @@ import VirtioCore
       let disks = try TwoDisks(directory, a: ["blk-file": TwoDisks.image(directory, size: 1 << 20), "engine": "sync"])
       let stranger = whileItRuns ? try HandDisk(disks.a) : try HandDisk(disks.a, call: call)
       if whileItRuns { try stranger.frontend.setCall(queue: 0, call) }
-      // Not even the stranger itself is kept.
+      // Not even the front-end itself is held up.
       for _ in 0..<3 { #expect(try stranger.read(sector: 0) == [UInt8](repeating: 0, count: 512)) }
       #expect(isDead())
       try disks.expectOtherDiskIsServed()
@@ -85,12 +85,12 @@ import VirtioCore
     }
   }
 
-  // MARK: Descriptors of a file system that does not answer
+  // MARK: Descriptors of a hung file system
 
-  /// The second region of the stranger's memory.
+  /// The second region of the hostile front-end's memory.
   private static let region = Rig.region(1 << 40, size: 1 << 20, user: 1 << 41)
 
-  /// Runs with a file that does not answer from `hold` on, and opens it. In a process of its own: see `SilentFile`.
+  /// Runs with an open file that does not answer from `hold` on. In a separate process: see `SilentFile`.
   private static func withSilentMemory(
     drainTimeout: Int = 3600, _ body: (SilentFile, TwoDisks, OwnedDescriptor, HandDisk) throws -> Void
   ) throws {
@@ -102,7 +102,7 @@ import VirtioCore
       let descriptor = unsafe open(silent.path, O_RDWR | O_CLOEXEC)
       guard descriptor >= 0 else { throw Errno(rawValue: errno) }
       let file = OwnedDescriptor(descriptor)
-      // Closing it would wait, too; whatever has happened.
+      // Closing it would block, too, whatever has happened.
       defer {
         silent.end()
         withExtendedLifetime((file, disks)) {}
@@ -122,7 +122,7 @@ import VirtioCore
           Message(.addMemoryRegion, needReply: true, payload: Self.region.singleBytes, descriptors: [file]))
         try silent.waitUntilHeld("getattr")
         try disks.expectOtherDiskIsServed()
-        // Its own connection is closed after a while, with a line, and the next front-end is let in.
+        // Its own connection is closed after a while, with a log line, and the next front-end is accepted.
         #expect(throws: FrontendError.closed(during: .addMemoryRegion)) {
           _ = try stranger.frontend.receive(after: .addMemoryRegion)
         }
@@ -174,7 +174,7 @@ import VirtioCore
         _ = try stranger.read(sector: 0)
         try disks.expectOtherDiskIsServed()
         #expect(try stranger.stop() == 2)
-        // Nobody needs the descriptor any more.
+        // Nothing needs the descriptor any more.
         try stranger.frontend.send(Message(.removeMemoryRegion, payload: Self.region.singleBytes))
         try silent.waitUntilHeld("flush")
         try disks.expectOtherDiskIsServed()
@@ -184,7 +184,7 @@ import VirtioCore
     }
   }
 
-  /// A queue's thread waits in a page fault, and nothing can be done about it.
+  /// A queue's thread waits in a page fault, and nothing can interrupt that.
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs))
   func memoryWhosePagesDoNotComeKeepsOnlyItsOwnQueue() async {
     await #expect(processExitsWith: .success) {
@@ -208,7 +208,7 @@ import VirtioCore
     #expect(try disks.waitForEnd() == 75, "\(disks.log)")
   }
 
-  // MARK: Media that do not answer
+  // MARK: Hung media
 
   private static func withSilentMedium(
     _ engine: String, drainTimeout: Int, _ body: (TwoDisks, HandDisk) throws -> Void
@@ -237,7 +237,7 @@ import VirtioCore
   func aMediumThatDoesNotAnswerKeepsOnlyItsOwnDisk(engine: String) throws {
     try Self.withSilentMedium(engine, drainTimeout: 1) { disks, stranger in
       try disks.expectOtherDiskIsServed()
-      // The stop is requested and not answered.
+      // The stop is requested and does not complete.
       try stranger.frontend.send(Message(.getVringBase, payload: Rig.state(0, 0)))
       try disks.expectOtherDiskIsServed()
       #expect(!stranger.isIdle)
@@ -259,7 +259,7 @@ import VirtioCore
 
   // MARK: Rings that are never empty
 
-  /// As many segments as there may be where none is copied; a quarter of them where it takes a while.
+  /// As many segments as possible if none is copied; a quarter of them if copying takes a while.
   @Test(arguments: [("null", 126), ("mapped", 32)])
   func aRingFullOfLargeReadsKeepsNobody(engine: String, segments: Int) throws {
     try expectNobodyIsKept(engine, size: segments * HandDisk.segmentSize) { $0.prepareLargeRead(segments: segments) }
@@ -276,7 +276,7 @@ import VirtioCore
       let stranger = try HandDisk(disks.a)
       prepare(stranger)
       try stranger.keepingFull { answered in
-        /// One request and one more: a whole one after now.
+        /// Waits for two more answers: at least one request has been executed entirely since the call.
         func waitForProgress() throws {
           let before = answered()
           try wait(until: "the ring that is never empty goes on") { answered() >= before + 2 }
@@ -285,7 +285,7 @@ import VirtioCore
         try disks.expectOtherDiskIsServed()
         try waitForProgress()
         #expect(stranger.status == 0)
-        // It can be stopped although it is full, and started again.
+        // It can be stopped although it is full, and restarted.
         try stranger.start(at: stranger.stop())
         try waitForProgress()
         disks.terminate()

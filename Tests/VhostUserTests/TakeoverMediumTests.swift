@@ -1,5 +1,5 @@
-/// A server that took over is gone, and the kernel still executes what it had submitted: nobody continues with the image before
-/// that has ended.
+/// A server that took over has died, and the kernel still executes what it had submitted: no server continues with the image
+/// until that has ended.
 import CLinux
 import Foundation
 import Glibc
@@ -13,8 +13,8 @@ import VirtioCore
 @testable import VhostUser
 
 extension TakeoverTests {
-  /// The lock that a taker holds through the description of its requests (Docs/takeover.md), as it is there after its process
-  /// has gone.
+  /// The lock that a taker holds through the open file description of its requests (Docs/takeover.md), as it remains after its
+  /// process has died.
   private final class Mark: Sendable {
     private let descriptor: Mutex<OwnedDescriptor?>
 
@@ -33,7 +33,8 @@ extension TakeoverTests {
     func end() { descriptor.withLock { $0 = nil } }
   }
 
-  /// The taker might have begun, and is killed. The server before continues when the last of it is gone, and not before.
+  /// The taker may have begun, and is killed. The previous server continues once the taker's last request has ended, not
+  /// earlier.
   @Test(arguments: [true, false]) func whatADeadTakerHasAtTheMediumIsWaitedFor(keepsRecords: Bool) throws {
     try withDirectory { directory in
       let succession = Succession(engine: "uring", queues: 2, keepsRecords: keepsRecords)
@@ -44,7 +45,7 @@ extension TakeoverTests {
         let mark = try Mark(directory + "/disk")
         #expect(try !taker.ask("commit", disk: disk).contains("\"error\""))
         taker.close()
-        /// What a taker hears that comes now.
+        /// What a new taker is told now.
         func greeting() throws -> String {
           let next = try Taker(directory + "/control")
           defer { next.close() }
@@ -53,7 +54,7 @@ extension TakeoverTests {
         try wait(until: "the disk waits for its medium") {
           (try? greeting())?.contains("waits for requests that another server has left at the medium") == true
         }
-        // And so it stays, through every takeover.
+        // It stays that way through every takeover.
         for _ in 0..<20 { #expect(try greeting().contains("waits for requests that another server has left at the medium")) }
         mark.end()
         try wait(until: "the disk goes on") { (try? greeting())?.contains("\"disks\"") == true }
@@ -64,7 +65,7 @@ extension TakeoverTests {
     }
   }
 
-  /// SIGTERM does not wait for the end of somebody else's requests, and the disk does not begin again.
+  /// SIGTERM does not wait for another server's requests, and the disk does not continue.
   @Test func aServerThatWaitsForADeadTakerCanBeEnded() throws {
     try withDirectory { directory in
       let (server, disk) = (try Self.serve(directory, Succession(engine: "uring")), directory + "/disk.sock")
@@ -81,8 +82,8 @@ extension TakeoverTests {
     }
   }
 
-  /// After a takeover the lock is that of the old server, and requests go through another description: that one keeps the image
-  /// as well.
+  /// After a takeover the lock belongs to the old server's open file description, and requests go through another one: that one
+  /// keeps the image locked as well.
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs))
   func theImageOfAServerThatTookOverStaysLockedUntilItsRequestsHaveEnded() throws {
     try withDirectory { directory in
@@ -102,7 +103,7 @@ extension TakeoverTests {
       client.queues[0].publish()
       try silent.waitUntilHeld("write")
       kill(second.process.processIdentifier, SIGKILL)
-      // The process is gone, and its write is not.
+      // The process has ended, and its write has not.
       _ = second.finish()
       for reading in [[], ["--read-only"]] {
         let next = try Program(["serve", "--socket-path", directory + "/next.sock"] + options + reading)

@@ -1,4 +1,4 @@
-/// What travels in a takeover besides queues at work: sockets that were handed in, marks, messages in the middle, and failures.
+/// What a takeover hands over besides running queues: inherited sockets, marks, partial messages, and failures.
 import CLinux
 import Foundation
 import Glibc
@@ -12,9 +12,9 @@ import VirtioCore
 @testable import VhostUser
 
 extension TakeoverTests {
-  // MARK: sockets that were handed in
+  // MARK: inherited sockets
 
-  /// Front-ends come and go at the socket of the process that started the first server; its file is none of the servers'.
+  /// Front-ends come and go on a socket of the process that started the first server; the servers do not remove its file.
   @Test func aServerOnAListeningDescriptorIsTakenOver() throws {
     try withDirectory { directory in
       let succession = Succession(engine: "sync", other: "uring")
@@ -33,7 +33,7 @@ extension TakeoverTests {
           before = after
         }
       }
-      // Others come through the same socket.
+      // Others connect through the same socket.
       for _ in 0..<2 { #expect(try Frontend(connectingTo: path).handshake().queueCount == 4) }
       before.process.terminate()
       #expect(before.finish().status == 0)
@@ -41,7 +41,7 @@ extension TakeoverTests {
     }
   }
 
-  /// The one front-end of a connected socket notices nothing, and when it goes, the server that has it ends.
+  /// The one front-end of a connected socket notices nothing, and when it disconnects, the current server ends.
   @Test func aServerOnAConnectedDescriptorIsTakenOver() throws {
     try withDirectory { directory in
       let words = Self.words(directory, Succession(engine: "sync"), engine: "sync")
@@ -58,7 +58,7 @@ extension TakeoverTests {
         before = after
       }
       try client.shutDown()
-      // What SHUT_RDWR tells is what the end of the front-end's process would.
+      // SHUT_RDWR has the same effect as the end of the front-end's process.
       shutdown(transport.frontend.descriptor, Int32(SHUT_RDWR))
       #expect(before.finish().status == 0)
     }
@@ -66,7 +66,7 @@ extension TakeoverTests {
 
   // MARK: the log of written pages
 
-  /// A front-end that moves its guest finds a mark for each page that either server has written to.
+  /// A front-end that migrates its guest finds a mark for each page that either server has written to.
   @Test func aLogOfWrittenPagesIsKeptByOneAfterTheOther() throws {
     try withDirectory { directory in
       let succession = Succession(engine: "sync")
@@ -77,7 +77,7 @@ extension TakeoverTests {
       let log = try #require(transport.writtenPages)
       let client = try BlockClient(transport)
       let usedRing = try #require(transport.queues.first).configuration.usedRing.rawValue / 4096
-      /// Reads, and looks where the answer is before the driver wipes it out.
+      /// Reads, and finds the pages of the answer before the driver clears it.
       func pagesOfRead(at sector: UInt64, _ content: UInt8) throws -> Set<UInt64> {
         let queue = client.queues[0]
         try #require(try queue.submit(.read(sector: sector, bytes: size)) != nil)
@@ -110,9 +110,9 @@ extension TakeoverTests {
     }
   }
 
-  // MARK: messages in the middle
+  // MARK: partial messages
 
-  /// The front-end has sent a part of a message, with its descriptor; the rest comes to another server.
+  /// The front-end has sent part of a message, with its descriptor; the rest arrives at another server.
   @Test(arguments: [1, 12, 20]) func aMessageThatIsHalfReadIsReadToItsEnd(parted: Int) throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "sync"))
@@ -123,7 +123,7 @@ extension TakeoverTests {
       var number = memory.rawValue
       let first = Array(bytes[..<parted])
       #expect(unsafe clinux_send_with_fds(frontend.descriptor, first, first.count, &number, 1) == first.count)
-      try Self.waitForState(directory, disk: directory + "/disk.sock", "a part of a message has been read") { state in
+      try Self.waitForState(directory, disk: directory + "/disk.sock", "part of a message has been read") { state in
         state.unread?.bytes == first && state.unread?.descriptors.count == 1
       }
       let next = try Self.takeOver(Self.words(directory, Succession(engine: "sync"), engine: "sync"), directory)
@@ -131,7 +131,7 @@ extension TakeoverTests {
       let rest = Array(bytes[parted...])
       #expect(unsafe clinux_send_with_fds(frontend.descriptor, rest, rest.count, nil, 0) == rest.count)
       #expect(try frontend.receive(after: .addMemoryRegion).payload == Rig.number(0))
-      // The memory is there: a ring in it starts.
+      // The memory region was added: a ring in it starts.
       let address = Rig.address(0)
       try frontend.start(
         FrontendQueue(
@@ -143,7 +143,7 @@ extension TakeoverTests {
     }
   }
 
-  /// A front-end that does not take its replies gets all of them, in order and with their descriptors, from its server.
+  /// A front-end that does not read its replies gets all of them, in order and with their descriptors, from the next server.
   @Test func repliesThatCannotBeSentAreSentByTheNext() throws {
     try withDirectory { directory in
       // The smallest buffer that the kernel allows.
@@ -157,7 +157,7 @@ extension TakeoverTests {
         let payload = InflightDescription(queueCount: 1, queueSize: size(asked)).bytes
         try frontend.send(Message(.getInflight, payload: payload))
         asked += 1
-        // Two more come to be read after the replies.
+        // Two more requests arrive, to be read after the replies were sent.
         try frontend.send(
           Message(.getInflight, payload: InflightDescription(queueCount: 1, queueSize: size(asked)).bytes))
         asked += 1
@@ -179,7 +179,7 @@ extension TakeoverTests {
     }
   }
 
-  /// Of a message that is larger than what the socket takes, the rest goes out elsewhere, without its descriptors.
+  /// The rest of a message that did not fit into the socket is sent by the next server, without its descriptors.
   @Test func aMessageThatIsHalfSentIsSentToItsEnd() throws {
     let (ours, theirs) = socketPair()
     var size: Int32 = 1
@@ -192,7 +192,7 @@ extension TakeoverTests {
     try writer.flush(ours.rawValue)
     let unsent = writer.unsent
     #expect(unsent.count == 3)
-    #expect(unsent[0].bytes.count < MessageHeader.size + payload.count, "a part is out")
+    #expect(unsent[0].bytes.count < MessageHeader.size + payload.count, "a part was sent")
     #expect(unsent.map(\.descriptors.count) == [0, 1, 1])
     var (next, reader) = (MessageWriter(unsent: unsent), MessageReader())
     var received: [Message] = []
@@ -213,8 +213,8 @@ extension TakeoverTests {
 
   // MARK: failures
 
-  /// The kernel forgets what it could not store once it has said so: no server after that may say that a flush succeeded, as
-  /// long as somebody has the image open.
+  /// The kernel reports a write-back error once and then forgets it: no later server may report that a flush succeeded as long
+  /// as any process has the image open.
   @Test func aFlushThatFailedStaysFailed() throws {
     try withDirectory { directory in
       let succession = Succession(engine: "sync", options: ["--direct", "off"])
@@ -246,7 +246,7 @@ extension TakeoverTests {
 
   // MARK: the rig
 
-  /// A server on one end of a pair. - Parameter sendBuffer: bytes (SO_SNDBUF); `nil`: the kernel's own choice.
+  /// A server on one end of a socket pair. - Parameter sendBuffer: bytes (SO_SNDBUF); `nil`: the kernel's default.
   private static func serveConnection(
     _ directory: String, sendBuffer: Int32? = nil
   ) throws -> (Program, frontend: OwnedDescriptor) {
@@ -260,7 +260,7 @@ extension TakeoverTests {
     return (server, ours)
   }
 
-  /// The next server, once the previous one has noticed that nobody else takes over any more.
+  /// Starts the next server, once the previous one has noticed that no other takes over any more.
   private static func takeOver(_ words: [String], _ directory: String) throws -> Program {
     var next: Program?
     try wait(until: "another server takes over") {
@@ -279,7 +279,7 @@ extension TakeoverTests {
   private struct Disk: Decodable { var server: ServerState }
 
   private static func state(_ taker: Taker, _ disk: String) throws -> ConnectionState {
-    // One who has just gone may not have been noticed yet.
+    // The server may not have noticed yet that another one has gone.
     try wait(until: "the server can be asked") {
       (try? taker.ask("take-over", disk: ""))?.contains("\"disks\"") == true
     }
@@ -303,7 +303,7 @@ extension TakeoverTests {
 }
 
 extension DriverMemory {
-  /// Pages with a whole sector of this byte, by number.
+  /// Numbers of pages with a whole sector of this byte.
   fileprivate func pages(of byte: UInt8) -> Set<UInt64> {
     var pages: Set<UInt64> = []
     let sector = [UInt8](repeating: byte, count: 512)

@@ -1,4 +1,4 @@
-/// One server after the other on the same guest: whatever goes wrong on the way, the guest sees
+/// Servers that take over from each other with the same guest: whatever goes wrong on the way, the guest sees
 /// neither an error nor a lost connection, and every byte is right.
 import CLinux
 import Foundation
@@ -12,7 +12,7 @@ import VirtioCore
 @testable import Sockets
 @testable import VhostUser
 
-/// One way to be served.
+/// One way of serving.
 struct Succession: Sendable, CustomTestStringConvertible {
   var engine: String
   var queues = 1
@@ -65,7 +65,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
 
   // MARK: what goes wrong
 
-  /// A taker with something that does not fit is sent away before anything was stopped.
+  /// A taker whose configuration does not match is refused before anything is stopped.
   @Test(arguments: [
     (["--blk-file", "DIR/other"], "is not the image that the running server has open"),
     (["--num-queues", "2"], "number of queues"),
@@ -97,7 +97,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// Out of descriptors, the taker cannot even be given the state.
+  /// Without free descriptors, the taker cannot even receive the state.
   @Test func aTakerWithoutRoomIsNone() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "sync"))
@@ -112,7 +112,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// The steps at which a taker can stop, or die: the lines that it has sent by then.
+  /// The steps at which a taker can stop, or die, named after the last line it has sent.
   enum Step: String, CaseIterable {
     case greeted = "take-over"
     case described = "describe"
@@ -120,7 +120,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     case committed = "commit"
   }
 
-  /// The guest notices nothing, with records or in order; after `commit` the taker might have begun, and what it did is read
+  /// The guest notices nothing, with records or in order; after `commit` the taker may have begun, and what it did is read
   /// from guest memory.
   @Test(arguments: Step.allCases, [true, false]) func aTakerThatDies(at step: Step, keepsRecords: Bool) throws {
     try withDirectory { directory in
@@ -134,7 +134,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
             if next == step { break }
           }
           taker.close()
-          // The same guest continues, and the next taker is let in.
+          // The same guest continues, and the next taker is accepted.
           try wait(until: "the disk goes on") {
             guard let next = try? Taker(directory + "/control") else { return false }
             defer { next.close() }
@@ -165,7 +165,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// One that gets the state and then says nothing holds the disk up for a while, and not forever.
+  /// A taker that receives the state and then says nothing delays the disk for a while, not forever.
   @Test func aTakerThatIsSilent() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "uring"))
@@ -183,7 +183,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// What nobody who takes over would send is answered, and changes nothing.
+  /// Messages that no taker sends are answered, and change nothing.
   @Test func messagesThatCannotBe() throws {
     try withDirectory { directory in
       let server = try Self.serve(directory, Succession(engine: "sync"))
@@ -197,7 +197,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
           ("{}", "is missing"),
           ("[]", "not understood"),
         ] {
-          // A line that is no JSON object, or names no request, may also end the connection.
+          // A line that is not a JSON object, or names no request, may also end the connection.
           let answer = try taker.send(line) ?? "the connection ended: \(sentence)"
           #expect(answer.contains(sentence) || answer.contains("error"), "\(line): \(answer)")
         }
@@ -218,7 +218,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// A taker that is gone before it hears that a disk is its own costs the other disks nothing.
+  /// A taker that has gone before it is told that a disk is its own does not affect the other disks.
   @Test func aTakerThatDoesNotHear() throws {
     try withDirectory { directory in
       let server = try Operated(directory, ["a", "b"])
@@ -226,7 +226,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
       for step in Step.allCases {
         #expect(try taker.ask(step.rawValue, disk: server.socket("a")).contains("error") == false)
       }
-      // While the server stands still, so that it finds the word and the end at once.
+      // The server is stopped meanwhile, so that it finds the message and the end of the connection at the same time.
       kill(server.server.process.processIdentifier, SIGSTOP)
       try taker.say(#"{"request":"served","version":1,"disk":"\#(server.socket("a"))"}"#)
       taker.close()
@@ -238,7 +238,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// Somebody else than the server's own user and root is not listened to.
+  /// Only the server's own user and root are accepted.
   @Test(.enabled(if: geteuid() == 0)) func strangersAreRefused() throws {
     try withDirectory { directory in
       _ = unsafe chmod(directory, 0o755)
@@ -255,7 +255,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
       server.process.terminate()
       let end = server.finish()
       #expect(end.status == 0)
-      // Where the program itself cannot be reached by others there is nothing to be refused.
+      // If other users cannot run the program at all, there is nothing to refuse.
       if stranger.terminationStatus == 69 { #expect(end.errors.contains("of user 65534 was refused at the control socket")) }
     }
   }
@@ -297,7 +297,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
           _ = try verifier.run()
         }
       }
-      // To the third disk nobody had come yet.
+      // No front-end had connected to the third disk yet.
       let late = try BlockClient(
         VhostUserTransport(path: directory + "/c.sock", memory: DriverMemory(size: 8 << 20)),
         options: DriverOptions(features: BlockFeature.understood, queueSize: 64))
@@ -309,7 +309,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     }
   }
 
-  /// The image stays locked, in either server.
+  /// The image stays locked, by either server.
   @Test func theLockStays() throws {
     try withDirectory { directory in
       var server = try Self.serve(directory, Succession(engine: "sync"))
@@ -355,7 +355,7 @@ struct Succession: Sendable, CustomTestStringConvertible {
     return server
   }
 
-  /// A guest that works for as long as something is done to its server.
+  /// Runs a guest's workload while something is done to its server.
   static func underLoad(_ directory: String, _ succession: Succession, _ act: () throws -> Void) throws -> VerifyProgress {
     let report = try Load.run {
       let transport = try VhostUserTransport(

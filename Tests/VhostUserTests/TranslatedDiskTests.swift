@@ -1,5 +1,5 @@
-/// Whole disks whose driver is behind an IOMMU: the front-end answers what it is asked for and takes all of it back again and again,
-/// while the driver checks every byte.
+/// Whole disks whose driver is behind an IOMMU: the front-end answers translation requests and withdraws all translations again
+/// and again, while the driver checks every byte.
 import Foundation
 import TestSupport
 import Testing
@@ -13,7 +13,7 @@ import VirtioCore
     var engine: String
     var features = BlockFeature.understood
     var queues = 2
-    /// Answers before everything is taken back.
+    /// Answers before all translations are withdrawn.
     var answers = 23
     var options: [String] = []
     var testDescription: String {
@@ -86,7 +86,7 @@ import VirtioCore
     }
   }
 
-  /// One server after the other: what was translated goes along, and what was asked for is asked for again.
+  /// Servers take over from each other: translations are handed over, and open requests are repeated.
   @Test(arguments: [BlockFeature.understood, packed]) func takenOver(features: FeatureSet) throws {
     let way = Way(engine: "uring", features: features, answers: 11)
     try withDirectory { directory in
@@ -111,7 +111,7 @@ import VirtioCore
     }
   }
 
-  /// A server that is killed leaves records, and its successor translates before it takes them up.
+  /// A server that is killed leaves records, and its successor translates before it recovers them.
   @Test(arguments: [BlockFeature.understood, packed]) func killed(features: FeatureSet) throws {
     let killing = Killing(
       engine: "threads", queues: 2, features: features.union(.accessPlatform),
@@ -131,7 +131,7 @@ import VirtioCore
     }
   }
 
-  /// A front-end with a ring that has all but translations, and its channel.
+  /// A front-end whose ring lacks only translations, and its channel.
   private static func waiting(_ path: String) throws -> (frontend: Frontend, channel: BackendChannel) {
     let frontend = try Frontend(connectingTo: path)
     _ = try frontend.handshake()
@@ -146,11 +146,11 @@ import VirtioCore
     return (frontend, channel)
   }
 
-  /// What is asked for until it is this. - Returns: how much that was.
+  /// Reads translation requests until this address is requested. - Returns: how many there were.
   private static func read(_ channel: BackendChannel, until address: UInt64) throws -> Int {
     var count = 0
     var isThere = false
-    try wait(until: "\(address) is asked for") {
+    try wait(until: "\(address) is requested") {
       while !isThere, let said = try channel.nextMessage() {
         guard case .translation(let asked) = said else { continue }
         count += 1
@@ -161,7 +161,7 @@ import VirtioCore
     return count
   }
 
-  /// Has a ring ask for more than its channel takes. - Returns: the address that it asked for last.
+  /// Makes a ring request more translations than its channel can buffer. - Returns: the last address requested.
   private static func flood(_ frontend: Frontend) throws -> UInt64 {
     var last: UInt64 = 0
     for number in 1...3000 {
@@ -173,7 +173,7 @@ import VirtioCore
     return last
   }
 
-  /// What a front-end does not take of its channel is lost to it, but for the question that is still open.
+  /// Requests that do not fit into a front-end's channel are lost, except for the one that is still open.
   @Test func aQuestionIsNotLostInAFullChannel() throws {
     try withDirectory { directory in
       let server = RunningServer(FakeDevice(features: Rig.features.union(.accessPlatform)), path: directory + "/disk.sock")
@@ -184,7 +184,7 @@ import VirtioCore
     }
   }
 
-  /// A ring that waits to start, and has never run, is asked for by the next server as well, also over a channel that was full.
+  /// A ring that waits to start, and has never run, is requested by the next server as well, even if its channel was full.
   @Test(arguments: [false, true]) func aRingThatWaitsIsTakenOver(isFull: Bool) throws {
     let way = Way(engine: "sync")
     try withDirectory { directory in
@@ -197,7 +197,7 @@ import VirtioCore
       #expect(end.status == 0, "\(end.errors)")
       _ = try Self.read(channel, until: last)
       for offset in [0, 0x1000, 0x2000] as [UInt64] {
-        // Each part after the other.
+        // One part after the other.
         if offset > 0 { _ = try Self.read(channel, until: last + offset) }
         let reply = try frontend.ask(
           .iotlb,
@@ -214,7 +214,7 @@ import VirtioCore
     }
   }
 
-  /// Not offered unless it is asked for, and not without what it needs.
+  /// Offered only if asked for, and only with the features it needs.
   @Test(
     arguments: [
       ([], false), (["--features", "default,access_platform"], true), (["--features", "all"], true),
@@ -235,7 +235,7 @@ import VirtioCore
     }
   }
 
-  /// A front-end that never answers holds up its own queue alone, and is told of once.
+  /// A front-end that never answers holds up only its own queue, and is reported once.
   @Test func whoeverDoesNotAnswerIsTold() throws {
     try withDirectory { directory in
       let device = FakeDevice(features: Rig.features.union(.accessPlatform))
@@ -260,7 +260,7 @@ import VirtioCore
       #expect(said == .translation(TranslationMessage(miss)))
       // Everything else is answered.
       #expect(try frontend.stop(queue: 1) == 0 && frontend.configuration(at: 0, count: 8).count == 8)
-      try wait(until: "it is told") { server.log.contains { $0 == .translationMissing(queue: 0, miss) } }
+      try wait(until: "it is reported") { server.log.contains { $0 == .translationMissing(queue: 0, miss) } }
       #expect(try frontend.stop(queue: 0) == 0)
       #expect(server.log.events.filter { if case .translationMissing = $0 { true } else { false } }.count == 1)
     }

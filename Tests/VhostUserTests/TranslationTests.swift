@@ -1,4 +1,4 @@
-/// ACCESS_PLATFORM as a conversation: what is asked for and when, what starts with an answer, and what is taken back.
+/// ACCESS_PLATFORM in the protocol: what is requested and when, what an answer starts, and what is withdrawn.
 import Glibc
 import TestSupport
 import Testing
@@ -8,7 +8,7 @@ import VirtioCore
 
 @Suite struct TranslationSessionTests {
   static let formats: [FeatureSet] = [[.version1, .accessPlatform], [.version1, .accessPlatform, .packedRing]]
-  /// Where the driver has what is at the beginning of the front-end's memory.
+  /// The driver's address of the beginning of the front-end's memory.
   static let base: UInt64 = 0xffff_0000_0000
   private static let ok = NumberPayload.encode(0)
   private static let failure = NumberPayload.encode(1)
@@ -25,7 +25,7 @@ import VirtioCore
     TranslationMessage(address: address, size: size, type: 3).bytes
   }
 
-  /// Everything up to rings that have all but translations.
+  /// Sets everything up until the rings lack only translations.
   private static func rig(_ features: FeatureSet, queues: Int = 1, hasChannel: Bool = true) -> Rig {
     var rig = Rig(queues: queues, features: features)
     rig.send(.setOwner)
@@ -55,7 +55,7 @@ import VirtioCore
 
   // MARK: Starting
 
-  /// A ring asks for one part after the other, each once, and starts with the last answer.
+  /// A ring requests one part after the other, each once, and starts with the last answer.
   @Test(arguments: formats) func aRingIsTranslatedBeforeItStarts(features: FeatureSet) throws {
     var rig = Self.rig(features)
     let access: MemoryAccess = features.contains(.packedRing) ? [.read, .write] : .read
@@ -74,7 +74,7 @@ import VirtioCore
     #expect(activation.memory.regions.count == 1)
   }
 
-  /// The reply comes before the start: the front-end waits for it and for nothing else.
+  /// The reply precedes the start: the front-end waits for the reply and for nothing else.
   @Test func theAnswerIsAcknowledgedFirst() {
     var rig = Self.rig(Self.formats[0])
     rig.session.receive(Message(.iotlb, needReply: false, payload: Self.update(Self.base, 0x1_0000), descriptors: []))
@@ -86,7 +86,7 @@ import VirtioCore
     #expect(rig.activations.count == 1)
   }
 
-  /// Without a channel nobody is asked; with one, and with another one, all that is missing is asked for.
+  /// Without a channel nothing is requested; when a channel is set, or replaced, all missing translations are requested.
   @Test func aChannelThatComesLaterIsAsked() {
     var rig = Self.rig(Self.formats[0], queues: 2, hasChannel: false)
     #expect(rig.questions.isEmpty)
@@ -97,25 +97,25 @@ import VirtioCore
     }
   }
 
-  /// Permissions that are answered and do not suffice are no start, and are told once; better ones are.
+  /// An answer whose permissions do not suffice starts no ring and is reported once; a later sufficient one does start it.
   @Test func aRingThatMayNotBeWrittenDoesNotStart() {
     var rig = Self.rig(Self.formats[0])
     rig.send(.iotlb, Self.update(Self.base, 0x1_0000, permission: 1))
     // Its used ring has to be written.
     #expect(rig.questions.last == TranslationMiss(address: Self.base + 0x8000, access: [.read, .write]))
     _ = rig.takeDeeds()
-    // The first may not have been meant for it.
+    // The first answer may not have been for this request.
     rig.send(.iotlb, Self.update(Self.base + 0x8000, permission: 1))
     #expect(rig.takeDeeds().isEmpty && rig.questions.last?.address == Self.base + 0x8000)
     rig.send(.iotlb, Self.update(Self.base + 0x8000, permission: 1))
     #expect(rig.takeDeeds() == ["signal", "cannot start 0"])
     rig.send(.iotlb, Self.update(Self.base + 0x8000, permission: 3))
-    #expect(rig.activations.isEmpty, "nothing was asked for")
+    #expect(rig.activations.isEmpty, "nothing was requested")
     rig.send(.setVringEnable, Rig.state(0, 1))
     #expect(rig.activations.count == 1)
   }
 
-  /// A ring is used in one piece, and one that is not says so.
+  /// A ring has to be contiguous; a scattered one is reported.
   @Test(arguments: formats) func aScatteredRingDoesNotStart(features: FeatureSet) {
     var rig = Rig(queues: 1, features: features)
     rig.send(.setProtocolFeatures, Rig.number(ProtocolFeatures.served.rawValue))
@@ -131,13 +131,13 @@ import VirtioCore
     _ = rig.takeDeeds()
     rig.send(.setVringEnable, Rig.state(0, 1))
     #expect(rig.takeDeeds() == ["signal", "cannot start 0"])
-    // Put right, it starts.
+    // With contiguous translations it starts.
     rig.send(.iotlb, Self.update(Self.base + 4096))
     rig.send(.setVringEnable, Rig.state(0, 1))
     #expect(rig.activations.count == 1)
   }
 
-  /// Stopped, reset or with another owner, a ring waits for nothing.
+  /// A ring that is stopped, reset or disabled waits for nothing.
   @Test(arguments: ["base", "reset", "status", "disable"]) func aRingThatWaitsCanBeStopped(how: String) {
     var rig = Self.rig(Self.formats[0])
     switch how {
@@ -150,9 +150,9 @@ import VirtioCore
     #expect(rig.activations.isEmpty)
   }
 
-  // MARK: What cannot be
+  // MARK: Invalid messages
 
-  /// Refused, told so, and without consequences.
+  /// Refused, reported, and without effect.
   @Test(
     arguments: [
       ("size 0", Self.update(base, 0)), ("wraps", Self.update(.max - 100, 4096, user: Rig.userBase)),
@@ -173,7 +173,7 @@ import VirtioCore
     #expect(rig.takeReplies().map(\.payload) == [Self.ok] && rig.activations.count == 1)
   }
 
-  /// A driver without ACCESS_PLATFORM has nothing that is translated.
+  /// For a driver without ACCESS_PLATFORM nothing is translated.
   @Test func withoutTheFeatureThereIsNoTranslation() {
     var rig = Rig()
     rig.bringUp()
@@ -183,7 +183,7 @@ import VirtioCore
     #expect(rig.activations.allSatisfy { $0.memory.lookup == nil })
   }
 
-  /// However many there are, the table stays what it is.
+  /// However many translations there are, the table stays within its capacity.
   @Test func theTableIsBounded() {
     let capacity = 200
     var table = TranslationTable(capacity: capacity)
@@ -196,7 +196,7 @@ import VirtioCore
     #expect(table.entries.first?.first == UInt64(capacity * 2) * 8192)
     table.remove(first: 0, last: .max)
     #expect(table.entries.isEmpty)
-    // Neither by holes.
+    // Removals from the middle do not make it grow, either.
     table.insert(.init(first: 0, last: .max, user: 0, access: .read))
     for page in 0..<UInt64(capacity * 2) {
       table.remove(first: page * 8192, last: page * 8192 + 4095)
@@ -204,7 +204,7 @@ import VirtioCore
     }
   }
 
-  /// Against a model of one entry for each of a few addresses.
+  /// Compared with a model that has one entry for each of a few addresses.
   @Test(arguments: 1...12) func theTableIsRight(seed: Int) {
     var random = SystemRandom(seed: UInt64(seed))
     var table = TranslationTable(queues: 1)
@@ -234,7 +234,7 @@ import VirtioCore
     }
   }
 
-  /// What lies over several regions is in pieces, and what is in none is not there.
+  /// A translation that spans several regions is split, and the parts that are in no region are left out.
   @Test func translationsGoOverRegions() throws {
     var rig = Rig(features: Self.formats[0])
     rig.send(.setFeatures, Rig.number(Self.formats[0].union(.protocolFeatures).rawValue))
@@ -247,7 +247,7 @@ import VirtioCore
     let both = rig.session.currentTranslations()
     #expect(both.count == 2)
     #expect(both.firstMiss(Self.base, count: Rig.memorySize, for: .write) == nil)
-    // With the second region half of it goes.
+    // Without the second region half of it is gone.
     rig.setMemory([Rig.region(0, size: half)])
     let one = rig.session.currentTranslations()
     #expect(one.firstMiss(Self.base, count: Rig.memorySize, for: .write)?.address == Self.base + half)
@@ -255,7 +255,7 @@ import VirtioCore
 
   // MARK: Running
 
-  /// A queue that misses something is answered by what is known, or asks once.
+  /// A queue's miss is answered from the table, or requested once.
   @Test(arguments: formats) func aQueueIsAnsweredFromTheTable(features: FeatureSet) {
     var rig = Self.started(features, queues: 2)
     rig.questions = []
@@ -266,13 +266,13 @@ import VirtioCore
     #expect(rig.words(rig.session.missed(queue: 0, miss)).isEmpty)
     #expect(rig.words(rig.session.missed(queue: 1, miss)) == ["ask \(miss.address)"])
     rig.send(.iotlb, Self.update(Self.base + 0x6_0000))
-    #expect(rig.takeDeeds().isEmpty, "another page is no answer")
+    #expect(rig.takeDeeds().isEmpty, "another page does not answer it")
     rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
     #expect(rig.takeDeeds() == ["translate 0", "translate 1"])
     #expect(rig.words(rig.session.missed(queue: 7, miss)).isEmpty && rig.words(rig.session.missed(queue: -1, miss)).isEmpty)
   }
 
-  /// A queue that has stopped waits for nothing more.
+  /// A stopped queue waits for nothing.
   @Test func anAnswerAfterTheStopIsNobodys() {
     var rig = Self.started(Self.formats[0])
     _ = rig.session.missed(queue: 0, TranslationMiss(address: Self.base + 0x5_0000, access: .read))
@@ -282,7 +282,7 @@ import VirtioCore
     #expect(rig.takeDeeds().isEmpty)
   }
 
-  /// The next driver's addresses mean something else, and nobody said so: its firmware had the same ones.
+  /// The next driver's addresses mean something else, and no message says so: its firmware used the same ones.
   @Test(arguments: formats, ["base", "features", "status"]) func theNextDriverIsTranslatedAnew(
     features: FeatureSet, how: String
   ) {
@@ -290,7 +290,7 @@ import VirtioCore
     rig.send(.getVringBase, Rig.state(0, 0))
     #expect(!rig.session.translations.entries.isEmpty, "another ring is started")
     if how == "features" {
-      // A front-end that stops rings in another way says the features again before it starts them.
+      // A front-end that stops rings in another way sends the features again before it starts them.
       rig.send(.setStatus, Rig.number(0))
       rig.send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue))
     } else if how == "status" {
@@ -304,7 +304,7 @@ import VirtioCore
     #expect(rig.questions.count == 1)
   }
 
-  /// What others use of a translation that is replaced they hear of.
+  /// Queues are told of replaced translations that they may use.
   @Test func whatIsReplacedIsTold() {
     var rig = Self.started(Self.formats[0], queues: 2)
     rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
@@ -313,7 +313,7 @@ import VirtioCore
     #expect(rig.takeDeeds() == ["translate 0", "translate 1"])
   }
 
-  /// Queues give back what is not theirs, and the reply comes when they have.
+  /// Queues release withdrawn translations, and the reply is sent when they have.
   @Test(arguments: formats) func whatIsTakenBackIsGivenBackFirst(features: FeatureSet) throws {
     var rig = Self.started(features, queues: 2)
     rig.send(.iotlb, Self.update(Self.base + 0x5_0000))
@@ -330,7 +330,7 @@ import VirtioCore
     #expect(rig.takeReplies().map(\.payload) == [Self.ok])
   }
 
-  /// A ring that is there itself stops, and starts where it was when it is translated again; the others go on.
+  /// A ring whose own translation is withdrawn stops, and starts at its position when it is translated again; the others go on.
   @Test(
     arguments: formats,
     [(base, 16), (base + 0x8000, 4096), (base - 0x1000, 0x1001), (base + 0x4003, 1)] as [(UInt64, UInt64)])
@@ -345,7 +345,7 @@ import VirtioCore
     #expect(rig.takeDeeds() == ["start 0 at 5"])
   }
 
-  /// All of them, in the two ways of saying it.
+  /// All translations, in the two ways of expressing that.
   @Test(arguments: [(0, 0), (0, UInt64.max), (1, .max)] as [(UInt64, UInt64)]) func everythingIsTakenBack(
     range: (first: UInt64, size: UInt64)
   ) {
@@ -357,7 +357,7 @@ import VirtioCore
 
   // MARK: Another server
 
-  /// What the front-end has translated goes along, and what cannot be is none.
+  /// The front-end's translations are handed over, and invalid ones are ignored.
   @Test(arguments: formats) func theNextServerKnowsTheTranslations(features: FeatureSet) throws {
     let rig = Self.started(features, queues: 2)
     var list = DescriptorList()
@@ -372,14 +372,14 @@ import VirtioCore
     #expect(next.translations.entries == rig.session.translations.entries)
     #expect(next.untranslated(0) == nil)
     #expect(try next.activation(of: 1)?.memory.lookup != nil)
-    // One that has forgotten them asks again.
+    // A server that has forgotten them requests them again.
     state.translations = []
     next = try restore(state)
     next.hasChannel = true
     #expect(next.untranslated(0) != nil)
     next.goOn(with: [0])
     guard case .send(let message)? = next.nextEffect() else {
-      Issue.record("nothing was asked for")
+      Issue.record("nothing was requested")
       return
     }
     #expect(message.request == BackendRequest.translation.rawValue)
@@ -392,12 +392,12 @@ import VirtioCore
       state.translations = [wrong]
       #expect(throws: TakeoverError.self) { _ = try restore(state) }
     }
-    // What is not in memory is none either.
+    // A translation outside memory is ignored, too.
     state.translations = [.init(first: 0, last: 1, userAddress: 0, permission: 3)]
     #expect(try restore(state).translations.entries.isEmpty)
   }
 
-  /// Memory is removed, with translations left that lie there: the next server does without them.
+  /// Memory is removed that some translations still refer to: the next server ignores those.
   @Test(arguments: formats) func whatIsNotInMemoryAnyMoreGoesNotAlong(features: FeatureSet) throws {
     var rig = Rig(features: features)
     rig.send(.setFeatures, Rig.number(features.union(.protocolFeatures).rawValue))
@@ -418,9 +418,9 @@ import VirtioCore
     #expect(next.translations.entries.map(\.first) == [Self.base])
   }
 
-  // MARK: Whose answer it is
+  // MARK: Matching answers to requests
 
-  /// Two queues ask for one page, one to read and one to write: the answer to the one refuses nothing to the other.
+  /// Two queues request one page, one to read and one to write: the answer to one does not refuse the other.
   @Test(arguments: formats) func anAnswerToOneRefusesNothingToTheOther(features: FeatureSet) {
     var rig = Self.started(features, queues: 2)
     let address = Self.base + 0x5_0000
@@ -433,7 +433,7 @@ import VirtioCore
     #expect(rig.session.currentTranslations().find(address)?.access == [.read, .write])
   }
 
-  /// What is answered again and again, and never allowed, is refused in the end.
+  /// A request that is answered again and again, but never granted, is refused in the end.
   @Test(arguments: formats) func whatIsNeverAllowedIsRefused(features: FeatureSet) {
     var rig = Self.started(features, queues: 3)
     let address = Self.base + 0x5_0000
@@ -450,7 +450,7 @@ import VirtioCore
     #expect(rig.takeDeeds().isEmpty)
   }
 
-  /// A refusal of before a stop is none of what is asked for later.
+  /// A refusal from before a stop does not apply to later requests.
   @Test(arguments: ["disable", "address", "base"]) func anOldRefusalIsForgotten(how: String) {
     var rig = Self.rig(Self.formats[0])
     rig.send(.iotlb, Self.update(Self.base + 0x4000, 0xc000))
@@ -467,21 +467,21 @@ import VirtioCore
     rig.send(.setVringEnable, Rig.state(0, 1))
     _ = rig.takeDeeds()
     rig.send(.iotlb, Self.update(Self.base, permission: 2))
-    #expect(rig.takeDeeds().isEmpty, "it is asked for once more before it is refused")
+    #expect(rig.takeDeeds().isEmpty, "it is requested once more before it is refused")
     rig.send(.iotlb, Self.update(Self.base, permission: 3))
     #expect(rig.takeDeeds().contains("start 0 at 0"))
   }
 
   // MARK: A full table
 
-  /// Each of many queues has a request whose pages need most of what there was room for, and all come to their end.
+  /// Each of many queues has a request whose pages need most of the table's capacity, and all complete.
   @Test func manyLargeRequestsComeToTheirEnd() {
-    // A request has 1024 pieces at most, and a ring a few pages.
+    // A request has at most 1024 pieces, and a ring a few pages.
     #expect(TranslationTable(queues: 16).capacity >= 2 * 16 * 1100 && TranslationTable(queues: 1).capacity >= 4096)
-    // The same in small.
+    // The same on a small scale.
     let (queues, pages) = (16, 64)
     var table = TranslationTable(capacity: 2 * queues * pages)
-    // Full of what nobody needs.
+    // Filled with translations that nothing needs.
     for page in 0..<UInt64(table.capacity) {
       table.insert(.init(first: page * 8192, last: page * 8192 + 4095, user: page << 20, access: .read))
     }
@@ -491,7 +491,7 @@ import VirtioCore
     while done < queues, rounds < 3 * queues * pages {
       for queue in needed.indices where !needed[queue].isEmpty {
         rounds += 1
-        // Its walk begins at its first page each time.
+        // The walk of the chain begins at its first page each time.
         guard let missing = needed[queue].first(where: { !table.holds($0) }) else {
           needed[queue] = []
           done += 1
@@ -503,7 +503,7 @@ import VirtioCore
     #expect(done == queues && table.entries.count <= table.capacity)
   }
 
-  /// What goes for want of room is nobody else's news; what is replaced is.
+  /// Queues are not told of translations that are evicted; they are told of replaced ones.
   @Test func whatGoesForWantOfRoomIsNotTold() {
     var rig = Self.started(Self.formats[0])
     let capacity = UInt64(rig.session.translations.capacity)
@@ -512,7 +512,7 @@ import VirtioCore
     #expect(rig.session.translations.losses > 0 && rig.takeDeeds().isEmpty)
   }
 
-  /// A wait is as old as itself: the same question later is another one.
+  /// Each wait has its own age: the same request later is another wait.
   @Test func waitsAreToldApart() {
     var rig = Self.started(Self.formats[0])
     let miss = TranslationMiss(address: Self.base + 0x5_0000, access: .read)
@@ -538,7 +538,7 @@ extension TranslationTable {
   }
 }
 
-/// The same numbers each time.
+/// Random numbers that are the same each time.
 private struct SystemRandom {
   private var state: UInt64
   init(seed: UInt64) { state = seed &* 0x9e37_79b9_7f4a_7c15 | 1 }

@@ -1,4 +1,4 @@
-/// One front-end that waits, and everybody else who does not: nothing that a disk has to wait for keeps another one.
+/// One front-end waits, and no other has to: whatever one disk waits for does not hold up another one.
 import CLinux
 import Foundation
 import Glibc
@@ -13,7 +13,7 @@ import VirtioCore
 @Suite struct WaitingTests {
   private let memory = TestMemory.file("vhost-waiting", size: Int(Rig.memorySize))
 
-  /// Two disks in one loop: `stuck` does not answer a stop before it is told to.
+  /// Two disks in one loop: `stuck` does not answer a stop until it is told to.
   private func withTwoDisks(_ body: (FakeDevice, FakeDevice, RunningServer, String) throws -> Void) throws {
     try withDirectory { directory in
       let (stuck, other) = (FakeDevice(), FakeDevice())
@@ -23,7 +23,7 @@ import VirtioCore
         }
       }
       defer { server.close() }
-      // Before the server is closed, whatever has happened.
+      // Runs before the server is closed, whatever has happened.
       defer { for queue in 0..<4 { stuck.finishStop(queue) } }
       stuck.holdStops()
       try body(stuck, other, server, directory)
@@ -44,7 +44,7 @@ import VirtioCore
     }
   }
 
-  /// A whole life of another front-end, while the first one provably still waits.
+  /// Another front-end connects, is served and disconnects, while the first one provably still waits.
   private func expectOtherIsServed(_ other: FakeDevice, _ directory: String) throws {
     do {
       let frontend = try Frontend(connectingTo: directory + "/other.sock")
@@ -76,7 +76,8 @@ import VirtioCore
       try frontend?.send(Message(.getVringBase, payload: Rig.state(0, 0)))
       #expect(eventually { stuck.deeds.contains("stop 0") })
       frontend = nil
-      // The end is seen although nothing is read: the second queue is asked to stop, too, and the first one not again.
+      // The end of the connection is noticed although nothing is read: the second queue is asked to stop, the first one not
+      // again.
       #expect(eventually { stuck.deeds.contains("stop 1") })
       #expect(stuck.deeds.filter { $0 == "stop 0" }.count == 1)
       let next = try Frontend(connectingTo: directory + "/stuck.sock")
@@ -91,7 +92,7 @@ import VirtioCore
     }
   }
 
-  /// Memory that changes under a queue which does not stop.
+  /// Memory changes under a queue that does not stop.
   @Test func theOtherDiskIsServedWhileMemoryWaitsForAQueue() throws {
     try withTwoDisks { stuck, other, _, directory in
       let frontend = try Frontend(connectingTo: directory + "/stuck.sock")
@@ -109,8 +110,8 @@ import VirtioCore
     }
   }
 
-  /// The last queue stops, its GET_VRING_BASE is answered, and with that everything stands still: who has the reply to send now is one
-  /// of the two.
+  /// The last queue stops, its GET_VRING_BASE is answered, and that completes the pause for a takeover: exactly one of the two
+  /// servers sends the reply.
   @Test func aReplyThatIsDueAtTheStandstillIsSentOnce() throws {
     final class Outcome: Sendable { let unsent = Mutex<Int?>(nil) }
     try withDirectory { directory in
@@ -139,16 +140,16 @@ import VirtioCore
       try wait(until: "the queue is being stopped") { device.deeds.contains("stop 0") }
       EventCounter.signal(pausing.rawValue)
       try wait(until: "the server pauses") { EventCounter.drain(begun.rawValue) > 0 }
-      #expect(outcome.unsent.withLock(\.self) == nil, "it does not wait for the queue")
+      #expect(outcome.unsent.withLock(\.self) == nil, "the pause does not wait for the queue")
       device.finishStop(0)
       #expect(try frontend.receive(after: .getVringBase).request == FrontendRequest.getVringBase.rawValue)
-      try wait(until: "everything stands still") { outcome.unsent.withLock(\.self) != nil }
+      try wait(until: "the pause is complete") { outcome.unsent.withLock(\.self) != nil }
       #expect(outcome.unsent.withLock(\.self) == 0, "the next server sends the reply as well")
       #expect(try frontend.queueCount() == 4)
     }
   }
 
-  /// What ends a server does not wait for what never comes.
+  /// Closing a server does not wait for a stop that never completes.
   @Test func whatDoesNotStopIsLeftAndSaid() throws {
     try withDirectory { directory in
       let device = FakeDevice()
@@ -182,7 +183,7 @@ import VirtioCore
     }
   }
 
-  /// The front-end's own end, held by the server, would keep the connection after the front-end has gone.
+  /// If the server held the front-end's own end of the connection, the connection would outlast the front-end.
   @Test(arguments: [FrontendRequest.setVringKick, .setVringCall, .setVringError, .setBackendRequestDescriptor])
   func aFrontEndsOwnEndOfItsConnectionIsRefused(request: FrontendRequest) throws {
     try withDirectory { directory in
@@ -207,10 +208,10 @@ import VirtioCore
     return withExtendedLifetime(other) { PeerInode.ask(one.rawValue) } != nil
   }()
 
-  /// The same of a pair without a name, which only the kernel's word about the peer can tell. The program serves that one
-  /// connection and ends with it.
+  /// The same with a socket pair without a name, which only the kernel's answer about the peer can tell. The program serves
+  /// that one connection and ends with it.
   @Test(
-    .enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"),
+    .enabled(if: knowsPeers, "the kernel does not tell which process the peer of a socket is"),
     arguments: [FrontendRequest.setVringKick, .setVringCall, .setVringError, .setBackendRequestDescriptor])
   func aFrontEndsOwnEndOfAPairWithoutANameIsRefused(request: FrontendRequest) throws {
     try withConnectedProgram { frontend in
@@ -222,8 +223,8 @@ import VirtioCore
     }
   }
 
-  /// Nor does the rest of a message keep it that nobody can send any more.
-  @Test(.enabled(if: knowsPeers, "the kernel does not say who the peer of a socket is"))
+  /// Nor does an incomplete message that nobody can complete any more keep the connection.
+  @Test(.enabled(if: knowsPeers, "the kernel does not tell which process the peer of a socket is"))
   func aFrontEndsOwnEndInHalfAMessageIsNotWaitedOn() throws {
     try withConnectedProgram { frontend in
       let bytes = [UInt8](repeating: 1, count: 4)
@@ -232,7 +233,7 @@ import VirtioCore
     }
   }
 
-  /// `vmm-blk serve` on one end of a pair, the other end of which is closed after the body: it has to notice.
+  /// `vmm-blk serve` on one end of a socket pair, whose other end is closed after the body: it has to notice.
   private func withConnectedProgram(_ body: (Frontend) throws -> Void) throws {
     try withDirectory { directory in
       try Data(count: 1 << 20).write(to: URL(fileURLWithPath: directory + "/disk"))
@@ -251,7 +252,7 @@ import VirtioCore
     }
   }
 
-  /// User-mode Linux is called through a pipe; sockets are as good.
+  /// User-mode Linux passes a pipe as its call; sockets work as well.
   @Test func pipesAndSocketsAreCalls() throws {
     var ends: [Int32] = [-1, -1]
     try #require(unsafe pipe2(&ends, O_CLOEXEC) == 0)
@@ -271,7 +272,7 @@ import VirtioCore
 }
 
 @Suite struct ErrandTests {
-  /// One after the other, on a helper that goes when nothing is left.
+  /// They run one after the other, on a helper that ends when none is left.
   @Test func errandsAreDoneInOrderAndLeaveNobody() {
     let queue = ErrandQueue()
     let done = Mutex<[Int]>([])
@@ -283,7 +284,7 @@ import VirtioCore
     #expect(done.withLock(\.self) == Array(0..<1000))
   }
 
-  /// A descriptor is closed by the queue and not by who releases it.
+  /// A descriptor is closed by the queue, not by the thread that releases it.
   @Test func lettingGoOfADescriptorWaitsForNobody() {
     let queue = ErrandQueue()
     let gate = DispatchSemaphore(value: 0)
@@ -295,7 +296,7 @@ import VirtioCore
     #expect(eventually { TestMemory.openDescriptors(named: "vhost-errand") == 1 })
   }
 
-  /// An errand that does not come back keeps neither the loop nor the errands of others.
+  /// An errand that never returns holds up neither the loop nor other errands.
   @Test func theLoopGoesOnWhileAnErrandDoesNotComeBack() throws {
     let loop = try EventLoop()
     let (stuck, quick) = (ErrandQueue(), ErrandQueue())

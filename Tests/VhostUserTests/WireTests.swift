@@ -1,4 +1,4 @@
-/// Messages byte for byte.
+/// Messages, byte for byte.
 import Testing
 import VirtioCore
 
@@ -80,12 +80,12 @@ import VirtioCore
   @Test func sizesThatLieAreRefused() {
     #expect(VringState(decoding: [0, 0, 0, 0]) == nil)
     #expect(VringAddress(decoding: [UInt8](repeating: 0, count: 39)) == nil)
-    // Two regions announced, one there; more regions than descriptors can come; no count at all.
+    // Two regions announced, one present; more regions than descriptors can come; no count at all.
     #expect(MemoryRegion.decode(table: [2, 0, 0, 0] + [UInt8](repeating: 0, count: 36)) == nil)
     #expect(MemoryRegion.decode(table: [254, 0, 0, 0] + [UInt8](repeating: 0, count: 4 + 254 * 32)) == nil)
     #expect(MemoryRegion.decode(table: [255, 255, 255, 255, 0, 0, 0, 0]) == nil)
     #expect(MemoryRegion.decode(table: [0, 0]) == nil)
-    // A configuration that says more than it has.
+    // A configuration that claims more bytes than it has.
     #expect(ConfigurationPayload(decoding: [0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 1]) == nil)
     #expect(ConfigurationPayload(decoding: [0, 0, 0, 0, 255, 255, 255, 255, 0, 0, 0, 0, 1]) == nil)
     #expect(ConfigurationPayload(decoding: [0, 0, 0]) == nil)

@@ -1,4 +1,4 @@
-/// The synthetic guest as a front-end that moves it: the back-end logs what it writes.
+/// The synthetic guest as a front-end that migrates it: the back-end logs the pages it writes.
 import Foundation
 import Glibc
 import TestSupport
@@ -9,7 +9,7 @@ import VirtioCore
 @testable import VhostUser
 
 @Suite struct WrittenPagesTests {
-  /// The pages that are marked, and none of them any more afterwards.
+  /// Returns the marked pages, and clears the marks.
   static func takeMarks(_ log: WrittenPages) throws -> Set<UInt64> {
     let mapping = try Mapping(descriptor: log.descriptor.rawValue, count: Int(log.area.size))
     var pages: Set<UInt64> = []
@@ -42,7 +42,7 @@ import VirtioCore
       let pages = try Self.takeMarks(log)
       let usedRing = try #require(transport.queues.first).configuration.usedRing.rawValue
       #expect(pages.contains(usedRing / 4096))
-      // 64 KiB lie in 16 pages at least, and all of them are the guest's.
+      // 64 KiB span at least 16 pages, and all of them are the guest's.
       #expect(pages.count >= 17, "\(pages.sorted())")
       #expect(pages.allSatisfy { (0x100..<0x500).contains($0) }, "\(pages.sorted())")
       try client.shutDown()

@@ -1,4 +1,4 @@
-/// Zones of a server that is killed and comes back: what was answered is there once, and nothing else is.
+/// Zones of a server that is killed and restarted: answered data is there exactly once, and nothing else is.
 import Foundation
 import Synchronization
 import TestSupport
@@ -8,21 +8,21 @@ import VirtioCore
 @testable import GuestDriver
 @testable import VhostUser
 
-/// A guest that appends and writes to zones by all queues, and knows what it was told.
+/// A guest that appends and writes to zones through all queues, and remembers the answers.
 private final class ZonedGuest {
   static let zoneSectors: UInt64 = 2048
   static let zones = 6
   let client: BlockClient
   private var random: SeededRandom
-  /// What is in each zone, by sector of the disk: the number of the request that wrote it.
+  /// Content of each zone, by sector of the disk: the number of the request that wrote it.
   private var written: [Int: [UInt64: (number: Int, bytes: Int)]] = [:]
-  /// Requests in flight in a zone; a reset is sent to a quiet one only.
+  /// Requests in flight per zone; a reset is sent only to an idle zone.
   private var busy: [Int: Int] = [:]
-  /// Zones that are written at the pointer, one request at a time, and where that is.
+  /// Zones that are written at the write pointer, one request at a time, and that pointer.
   private var pointers: [Int: UInt64] = [:]
   private var meant: [Int: (zone: Int, bytes: Int, type: BlockRequestType)] = [:]
   private(set) var answered = 0
-  /// Bytes that were given out to each zone since it was empty.
+  /// Bytes submitted to each zone since it was empty.
   private var given: [Int: UInt64] = [:]
 
   init(_ client: BlockClient, seed: UInt64) {
@@ -52,7 +52,7 @@ private final class ZonedGuest {
   }
 
   private func next(_ number: Int) -> Submission? {
-    // Even zones are appended to by every queue at once, odd ones are written.
+    // All queues append to even zones at once; odd zones are written.
     let zone = Int(random.next() % UInt64(Self.zones))
     let start = UInt64(zone) * Self.zoneSectors
     let count = 512 * (1 + Int(random.next() % 8))
@@ -89,7 +89,7 @@ private final class ZonedGuest {
     case .zoneAppend:
       busy[zone, default: 0] -= 1
       let place = BlockClient.appendedSector(outcome)
-      guard written[zone, default: [:]][place] == nil else { throw .requestFailed("two appends are told sector \(place)") }
+      guard written[zone, default: [:]][place] == nil else { throw .requestFailed("two appends were told sector \(place)") }
       written[zone, default: [:]][place] = (number, bytes)
     default:
       busy[zone] = 0
@@ -99,7 +99,8 @@ private final class ZonedGuest {
     }
   }
 
-  /// Every zone is what was answered, from its beginning to its pointer without a gap: nothing is lost, and nothing is there twice.
+  /// Every zone contains the answered requests, from its beginning to its write pointer without a gap: nothing lost, nothing
+  /// twice.
   func check() throws {
     for zone in 0..<Self.zones {
       let start = UInt64(zone) * Self.zoneSectors
@@ -147,7 +148,7 @@ extension KillTests {
     return try serve(directory, killing, environment: environment)
   }
 
-  /// An answered append or write is there, where it was said to be; no other one is, and none is there twice.
+  /// An answered append or write is where the answer said; no other one is there, and none is there twice.
   @Test(arguments: zonedWays) func zonesAtRandomMoments(killing: Killing) throws {
     try withDirectory { directory in
       let server = try Self.zonedServer(directory, killing)
@@ -172,7 +173,7 @@ extension KillTests {
   }
 
   #if DEBUG
-  /// At each place of the ring where a process can end between two stores.
+  /// At each place in the ring code where a process can end between two stores.
   @Test(arguments: [
     KillPoint.takeMarked, .answerNamed, .answerWritten, .answerLinked, .answerCounted, .publishShown, .publishFreed,
     .publishOver,
@@ -197,7 +198,7 @@ extension KillTests {
         return !plan.isOver
       }
       try guest.check()
-      #expect(plan.hasHit, "the place was met \(plan.hits) times; \(server.words)")
+      #expect(plan.hasHit, "the place was reached \(plan.hits) times; \(server.words)")
       #expect(transport.reconnections > 0)
       try client.shutDown()
       #expect(server.end() == [], "\(server.words)")
@@ -207,7 +208,7 @@ extension KillTests {
 }
 
 extension TakeoverTests {
-  /// The next server goes on where the zones are, flushed or not, and one that says other zones is sent away.
+  /// The next server continues with the zones' state, flushed or not, and one with another zone configuration is refused.
   @Test func zonesGoWithTheQueues() throws {
     try withDirectory { directory in
       let zoned = Succession(engine: "sync", options: ["--zoned", "host-managed,zone-size=1M"])

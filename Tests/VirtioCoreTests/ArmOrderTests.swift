@@ -1,5 +1,5 @@
-/// What the names of accesses become on Arm, whose CPUs order loads and stores much less than x86-64 does. There is no such
-/// machine here; the compiler makes its code all the same, and that is looked at.
+/// The memory accesses as compiled for Arm, whose CPUs order loads and stores much less than x86-64 does. The tests run without
+/// such a machine: they compile for it and check the instructions.
 import Foundation
 import Testing
 
@@ -27,7 +27,7 @@ import Testing
     @_cdecl("full_fence") public func bothWays() { fullFence() }
     """
 
-  /// The instructions of each function, by its name; `nil` where this compiler has no library for Arm.
+  /// The instructions of each function, by its name; `nil` if this compiler has no library for Arm.
   private static let code: [String: [String]]? = {
     let folder = NSTemporaryDirectory() + "vmm-blk-arm-" + UUID().uuidString.prefix(8)
     try? FileManager.default.createDirectory(atPath: folder, withIntermediateDirectories: false)
@@ -61,7 +61,7 @@ import Testing
     return code
   }()
 
-  /// Faults are counted before what a copy read may be believed: the count is loaded after all that the copy loaded.
+  /// A copy counts as valid only if no fault was counted: the count is loaded after everything that the copy loaded.
   @Test func theFaultCountIsLoadedAfterTheCopy() throws {
     guard let code = Self.code else { return }
     let steps = try #require(code["copy_then_count"])

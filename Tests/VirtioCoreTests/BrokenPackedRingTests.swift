@@ -1,4 +1,4 @@
-/// What a driver can do wrong at the level of a packed ring, and what the queue says to it.
+/// What a driver can do wrong in a packed ring, and the error that the queue reports.
 import Testing
 import VirtioCore
 
@@ -6,7 +6,7 @@ import VirtioCore
   private typealias Ring = PackedFixture
   private typealias Buffer = PackedFixture.Buffer
 
-  /// A case: what the driver does to a ring of 4 slots, and the error that a pop then throws.
+  /// A case: what the driver does in a ring of 4 slots, and the error that a pop then throws.
   struct Case: CustomTestStringConvertible, Sendable {
     var name: String
     var features: FeatureSet = [.indirectDescriptors]
@@ -35,8 +35,8 @@ import VirtioCore
       name: "more than 2^32 bytes",
       prepare: { $0.makeAvailable(1, [Buffer(address: 0, length: .max), Buffer(address: 0, length: 2)]) },
       expected: .chainTooLarge(head: 0)),
-    Case(name: "table of no bytes", prepare: indirect(0), expected: .badIndirectLength(head: 0, 0)),
-    Case(name: "table that is no multiple of 16", prepare: indirect(17), expected: .badIndirectLength(head: 0, 17)),
+    Case(name: "table of 0 bytes", prepare: indirect(0), expected: .badIndirectLength(head: 0, 0)),
+    Case(name: "table that is not a multiple of 16", prepare: indirect(17), expected: .badIndirectLength(head: 0, 17)),
     Case(
       name: "table beyond the limit", prepare: indirect(1025 * 16), expected: .badIndirectLength(head: 0, 1025 * 16)),
     Case(
@@ -120,7 +120,7 @@ import VirtioCore
     }
   }
 
-  /// A driver that gives slots again whose answers it has not been shown: what is written down about answers has room for a
+  /// A driver reuses slots whose answers have not been published yet: the record of answers has room for one
   /// ring.
   @Test(arguments: [1, 2, 4, 8]) func slotsAreNotTakenBeforeTheirAnswersAreShown(size: Int) throws {
     func attack<Book: BufferBook & ~Copyable>(_ fixture: PackedFixture, _ queue: inout PackedRing<Book>) throws {
@@ -172,7 +172,7 @@ import VirtioCore
     #expect(try ring.popAndPush(&queue, capacity: 8)?.defect == .tooManySegments)
   }
 
-  /// A queue that cannot be: refused before anything of it is looked at.
+  /// An invalid queue configuration, which is refused before any of it is accessed.
   struct Start: CustomTestStringConvertible, Sendable {
     var name: String
     var change: @Sendable (inout QueueConfiguration, inout QueuePosition) -> Void
@@ -206,7 +206,7 @@ import VirtioCore
       change: { (queue, _) in queue.usedRing = GuestAddress(UInt64.max - 3) },
       expected: .unmapped(part: .deviceEvents, GuestAddress(UInt64.max - 3))),
     Start(
-      name: "a slot behind the ring", change: { (_, position) in position = QueuePosition(available: 0x8004, used: nil) },
+      name: "a slot beyond the ring", change: { (_, position) in position = QueuePosition(available: 0x8004, used: nil) },
       expected: .badPosition(
         available: PackedPosition(slot: 4, wrap: true), used: PackedPosition(slot: 4, wrap: true), size: 4)),
     Start(
@@ -231,7 +231,7 @@ import VirtioCore
     #expect(!start.expected.description.isEmpty)
   }
 
-  /// Any bytes in the ring: an error, or chains that can all be answered; nothing traps and nothing continues forever.
+  /// Random bytes in the ring cause an error, or chains that can all be answered; nothing traps and nothing goes on forever.
   @Test(arguments: 0..<8) func anyRingIsRefusedOrSurvived(seed: Int) throws {
     var random = SplitMix(state: UInt64(seed))
     for _ in 0..<300 {
@@ -240,7 +240,7 @@ import VirtioCore
       var queue = try ring.queue(random.next(below: 2) == 0 ? [.indirectDescriptors] : [.eventIndex])
       let held = PackedFixture.Held()
       var ids: [UInt16] = []
-      // Bounded by the test: a driver that continues writing nonsense is served, or told that its queue is broken.
+      // Bounded by the test: a driver that keeps writing nonsense is served, or told that its queue is broken.
       for _ in 0..<40 {
         for _ in 0..<(4 * size) {
           let place = ring.ring + UInt64(random.next(below: 16 * size + 8))

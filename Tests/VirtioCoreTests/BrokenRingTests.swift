@@ -1,11 +1,11 @@
-/// What a driver can do wrong at the level of the ring, and what the queue says to it.
+/// What a driver can do wrong in a split ring, and the error that the queue reports.
 import Testing
 import VirtioCore
 
 @Suite struct BrokenRingTests {
   private typealias Ring = RingFixture
 
-  /// A case: what the driver does to a ring of 4, and the error that a pop then throws.
+  /// A case: what the driver does in a ring of 4, and the error that a pop then throws.
   struct Case: CustomTestStringConvertible, Sendable {
     var name: String
     var features: FeatureSet = [.indirectDescriptors]
@@ -66,13 +66,13 @@ import VirtioCore
         $0.makeAvailable(0)
       }, expected: .chainTooLarge(head: 0)),
     Case(
-      name: "row 10: indirect table of no bytes",
+      name: "row 10: indirect table of 0 bytes",
       prepare: {
         $0.describe(0, $0.buffers, 0, Ring.indirect)
         $0.makeAvailable(0)
       }, expected: .badIndirectLength(head: 0, 0)),
     Case(
-      name: "row 10: indirect table that is no multiple of 16",
+      name: "row 10: indirect table that is not a multiple of 16",
       prepare: {
         $0.describe(0, $0.buffers, 17, Ring.indirect)
         $0.makeAvailable(0)
@@ -161,7 +161,7 @@ import VirtioCore
     }
   }
 
-  /// Defects that the request is told about, because its answer can be reached.
+  /// Defects that the request is told of, because its status byte can be reached.
   @Test func row13BuffersOutsideMemoryAreADefectOfTheRequest() throws {
     let end = Ring.base + UInt64(Ring.bytes)
     for (address, length) in [(UInt64(0x10), UInt32(512)), (end - 1, 2), (UInt64.max - 10, 512), (end, 1)] {
@@ -186,7 +186,7 @@ import VirtioCore
     #expect(try ring.popAndPush(&queue, capacity: 8)?.defect == .tooManySegments)
   }
 
-  /// A queue that cannot be: refused before anything of it is looked at (rows 14 and 15).
+  /// An invalid queue configuration, which is refused before any of it is accessed (rows 14 and 15).
   struct Start: CustomTestStringConvertible, Sendable {
     var name: String
     var change: @Sendable (inout QueueConfiguration) -> Void

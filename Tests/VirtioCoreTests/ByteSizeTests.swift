@@ -1,4 +1,4 @@
-/// Sizes as people write them, and as they read them.
+/// Sizes as people type them, and as they are printed.
 import Testing
 import VirtioCore
 

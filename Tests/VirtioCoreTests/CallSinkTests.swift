@@ -1,4 +1,4 @@
-/// Notifications go out or are given up, whatever the descriptor is and whatever its other owners do with it; nothing waits.
+/// Notifications are sent or dropped, whatever the descriptor is and whatever its other owners do with it; nothing waits.
 import CLinux
 import Foundation
 import Glibc
@@ -7,10 +7,10 @@ import Testing
 import VirtioCore
 
 @Suite struct CallSinkTests {
-  /// The device's end of a line and the driver's.
+  /// The device's end of a call descriptor, and the driver's.
   private struct Line {
     let theirs: OwnedDescriptor
-    /// What arrives, read here; `nil` where the far end is gone.
+    /// The end that the test reads; `nil` if it is closed.
     var ours: OwnedDescriptor?
   }
 
@@ -48,7 +48,7 @@ import VirtioCore
     }
   }
 
-  /// Writes as much as goes without waiting.
+  /// Writes as much as fits without waiting.
   private static func fill(_ line: Line, _ kind: Kind) {
     switch kind {
     case .eventCounter, .blockingEventCounter:
@@ -73,7 +73,7 @@ import VirtioCore
     if state == .full { Self.fill(line, kind) }
     let sink = try CallSink(descriptor: line.theirs)
     if state == .closed { line.ours = nil }
-    // On a thread of its own, as a queue's is: no signal of a broken pipe reaches it.
+    // On a thread like a queue's: SIGPIPE does not reach it.
     let thread = try SystemThread(name: "signals") { for _ in 0..<3 { sink.signal() } }
     let end = ContinuousClock.now + Patience.limit
     while !thread.hasFinished, ContinuousClock.now < end { usleep(1000) }

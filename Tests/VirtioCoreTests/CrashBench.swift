@@ -1,20 +1,21 @@
-/// A split ring with an in-flight record that can be put back to any moment of its past, and a driver that knows what it gave.
+/// A split ring with an in-flight record that can be restored to any moment of its past, and a driver that remembers its
+/// requests.
 import Testing
 
 @testable import VirtioCore
 
-/// One case of what is tried.
+/// One test case.
 struct CrashCase: Sendable, CustomTestStringConvertible {
   var size: Int
-  /// Where the indices begin.
+  /// Initial value of the indices.
   var start: UInt16 = 0
   var isIndirect = false
   var hasEventIndex = false
-  /// Answers that are published together at most.
+  /// The most answers published together.
   var batch = 4
   var steps = 24
   var seed: UInt64 = 1
-  /// The driver counts on the order: chains are answered in it, and one element may stand for many.
+  /// The driver relies on the order: chains are answered in order, and one element may stand for many.
   var isInOrder = false
 
   var testDescription: String {
@@ -31,7 +32,7 @@ struct CrashCase: Sendable, CustomTestStringConvertible {
   }
 }
 
-/// Only ever used by one thread: observers are called on the one that set them.
+/// Used by one thread only: observers are called on the thread that set them.
 @safe
 final class CrashBench: @unchecked Sendable {
   /// Everything that outlives a device, at one moment.
@@ -39,7 +40,7 @@ final class CrashBench: @unchecked Sendable {
     var place: KillPoint
     var ring: [UInt8]
     var region: [UInt8]
-    /// Heads that the driver has made available and not got back, in that order.
+    /// Heads that the driver has made available and not got back, in order.
     var outstanding: [UInt16]
     /// The driver's position in the used ring.
     var reaped: UInt16
@@ -101,7 +102,7 @@ final class CrashBench: @unchecked Sendable {
 
   var regionContents: [UInt8] { unsafe Array(UnsafeRawBufferPointer(start: region, count: regionBytes)) }
 
-  /// What happens while every place is written down.
+  /// Runs the body, and records the state at every kill point.
   func watching(_ body: () throws -> Void) rethrows -> [Moment] {
     let moments = Moments()
     try KillPoint.$observer.withValue({ moments.list.append(self.moment($0)) }, operation: body)
@@ -122,10 +123,10 @@ final class CrashBench: @unchecked Sendable {
     }
   }
 
-  /// Takes back what the used ring shows.
+  /// Takes all heads that the used ring shows.
   func reap() throws {
     for head in shown {
-      let place = try #require(outstanding.firstIndex(of: head), "head \(head) came back, which was not given")
+      let place = try #require(outstanding.firstIndex(of: head), "head \(head) came back, which was not submitted")
       outstanding.remove(at: place)
       free.append(head)
     }
@@ -147,7 +148,7 @@ final class CrashBench: @unchecked Sendable {
     return heads
   }
 
-  /// What a device has to answer from here on, in the order in which it was given.
+  /// The heads that a device still has to answer, in the order in which they were submitted.
   func unanswered() throws -> [UInt16] {
     var heads = outstanding
     for head in shown {
@@ -161,7 +162,7 @@ final class CrashBench: @unchecked Sendable {
 
   func device() throws -> CrashDevice { try CrashDevice(self) }
 
-  /// A while in the life of a device and its driver: heads come in groups, and are answered in any order and in batches.
+  /// A device and its driver run for a while: heads are submitted in groups, and answered in any order and in batches.
   func live() throws {
     let device = try device()
     for _ in 0..<form.steps {
@@ -212,12 +213,12 @@ final class CrashDevice {
     return head
   }
 
-  /// Answers one of those that were taken, if there is one.
+  /// Answers one of the taken chains, if there is one.
   func answer(_ choice: Int) {
     guard !taken.isEmpty else { return }
     let one = taken.remove(at: bench.form.isInOrder ? 0 : choice % taken.count)
     guard let chain = one.chain.take() else { return }
-    // Now and then one that was not written whole, which ends its batch.
+    // Occasionally one that was not written whole, which ends its batch.
     if bench.form.isInOrder { return queue.pushInOrder(chain, written: 1, isWhole: choice % 5 > 0) }
     queue.push(chain, written: 1)
   }
@@ -229,7 +230,7 @@ final class CrashDevice {
   }
 }
 
-/// Numbers that come out alike everywhere.
+/// Random numbers that are the same on every machine.
 struct SplitMix: RandomNumberGenerator {
   var state: UInt64
 

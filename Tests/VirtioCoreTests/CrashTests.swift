@@ -1,4 +1,4 @@
-/// A device that ends between any two stores: its successor answers every head once, in the order of the driver.
+/// A device that ends between any two stores: its successor answers every head once, in the driver's order.
 import Testing
 
 @testable import VirtioCore
@@ -27,7 +27,7 @@ import Testing
     }
   }
 
-  /// The one that recovers ends, too, anywhere: also when it has begun to answer.
+  /// The successor ends at any point, too, even after it has begun to answer.
   @Test(arguments: cases) func everyMomentOfEveryRecoveryIsRecovered(_ form: CrashCase) throws {
     var form = form
     form.steps = min(form.steps, form.size > 16 ? 2 : 8)
@@ -36,7 +36,7 @@ import Testing
     for moment in moments {
       bench.restore(moment)
       let again = try bench.watching { try Self.recover(bench, "after \(moment.place)") }
-      // What follows is long for a full ring, and all alike.
+      // The continuation is long for a full ring, and repetitive.
       for (number, second) in again.enumerated() where number < 40 || number % 7 == 0 {
         bench.restore(second)
         try Self.recover(bench, "after \(moment.place), then \(second.place)")
@@ -44,7 +44,7 @@ import Testing
     }
   }
 
-  /// Many lives, one after the other, each of which ends somewhere and begins with what the one before it left.
+  /// Many devices, one after the other: each ends somewhere, and begins with what the previous one left.
   @Test func longChainOfCrashesLosesNothing() throws {
     let bench = try CrashBench(CrashCase(size: 16, start: 65000, hasEventIndex: true, batch: 5, steps: 4, seed: 8))
     var random = SplitMix(state: 9)
@@ -63,17 +63,17 @@ import Testing
     try Self.recover(bench, "at the end")
   }
 
-  /// The tests above see every place that the ring has.
+  /// The tests above pass every kill point of the ring.
   @Test func everyPlaceIsPassed() throws {
     let bench = try CrashBench(CrashCase(size: 8, batch: 3, seed: 10))
     var places = Set(try bench.watching { try bench.live() }.map(\.place))
     let shown = try #require(try bench.watching { try bench.live() }.first { $0.place == .publishShown })
     bench.restore(shown)
     places.formUnion(try bench.watching { try Self.recover(bench, "") }.map(\.place))
-    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those are the worker's")
+    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those belong to the worker")
   }
 
-  /// Starts over with what is there and answers all of it.
+  /// Starts with the present state, and answers everything.
   static func recover(_ bench: CrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let shown = bench.ring.usedIndex
@@ -100,7 +100,7 @@ import Testing
 }
 
 extension CrashBench {
-  /// As `live`, by a device that begins with what it finds.
+  /// Like `live`, with a device that starts from the present state.
   func liveOn() throws {
     try reap()
     let device = try device()

@@ -1,4 +1,4 @@
-/// Files that are cut under their mappings, and the address space that mappings use up.
+/// Files that are truncated under their mappings, and the address space that mappings use up.
 import CLinux
 import Foundation
 import Glibc
@@ -26,7 +26,7 @@ private struct Victim {
     nonmutating set { unsafe mapping.base.storeBytes(of: newValue, toByteOffset: page * PageSize.bytes, as: UInt8.self) }
   }
 
-  /// How many of the process's mappings lie where this one was made.
+  /// How many of the process's mappings are within this one's range.
   func pieces() throws -> Int {
     let start = unsafe UInt(bitPattern: mapping.base)
     let range = start..<start + UInt(mapping.count)
@@ -40,7 +40,7 @@ private struct Victim {
 @Suite struct FaultGuardTests {
   enum Order: CaseIterable { case forwards, backwards, everySecond, scattered }
 
-  /// Each piece of memory is one of the 65,530 that a process can have.
+  /// Each separate mapping is one of the 65,530 that a process can have.
   @Test(arguments: Order.allCases) func manyLostPagesAreFewPieces(_ order: Order) throws {
     let pages = 40_000
     let victim = try Victim(pages: pages)
@@ -55,7 +55,7 @@ private struct Victim {
     }
     for page in touched {
       guard victim[page] == 0 else {
-        Issue.record("page \(page) is gone and has something in it")
+        Issue.record("page \(page) is lost and not zero")
         break
       }
     }
@@ -64,7 +64,7 @@ private struct Victim {
     #expect(try victim.pieces() < 100)
   }
 
-  /// In a process of its own: how much is replaced depends on what the process has lost before.
+  /// In a separate process: how much is replaced depends on what the process has lost before.
   @Test func oneLostPageLeavesTheRestTheFiles() async {
     await #expect(processExitsWith: .success) {
       let victim = try Victim(pages: 64)
@@ -85,12 +85,12 @@ private struct Victim {
 
   @Test func aBusErrorThatSomebodySentEndsTheProcess() async {
     await #expect(processExitsWith: .signal(SIGBUS)) {
-      // The guard is in place, and has something to guard.
+      // The guard is installed, and has a mapping to guard.
       let victim = try Victim(pages: 4)
       try victim.cut(to: 0)
       precondition(victim[2] == 0)
       kill(getpid(), SIGBUS)
-      // Another thread may have got it.
+      // Another thread may have received the signal.
       sleep(UInt32(Patience.limit.components.seconds))
     }
   }
@@ -123,7 +123,7 @@ private struct Victim {
     try space.reserve(100)
   }
 
-  /// One front-end maps whatever the kernel gives; the rest of the process continues.
+  /// One front-end maps as much as the kernel allows; the rest of the process continues.
   @Test func whoMapsAllThereIsLeavesRoomForTheProgram() async {
     await #expect(processExitsWith: .success) {
       let file = unsafe memfd_create("huge", UInt32(MFD_CLOEXEC))
@@ -135,7 +135,7 @@ private struct Victim {
         }
       }
       precondition(!mappings.isEmpty)
-      // Room in many pieces, in one, and for threads.
+      // Room for many small allocations, for a large one, and for threads.
       let pieces = (0..<1000).map { [UInt8](repeating: UInt8(truncatingIfNeeded: $0), count: 1 << 16) }
       let large = [UInt8](repeating: 1, count: 256 << 20)
       let threads = try (0..<100).map { try SystemThread(name: "room \($0)") { usleep(1000) } }
@@ -149,7 +149,7 @@ private struct Victim {
       let file = unsafe memfd_create("many", UInt32(MFD_CLOEXEC))
       precondition(file >= 0 && ftruncate(file, off_t(2 * PageSize.bytes)) == 0)
       var mappings: [Mapping] = []
-      // Alternately of two kinds, so that the kernel cannot join neighbours.
+      // Of two kinds alternately, so that the kernel cannot merge neighbours.
       while let mapping = try? Mapping(descriptor: file, count: PageSize.bytes, readOnly: mappings.count % 2 == 0) {
         mappings.append(mapping)
         precondition(mappings.count < 1 << 20)

@@ -1,14 +1,14 @@
-/// Another back-end on a packed ring, as the protocol's text describes its records, store by store: nothing here is shared with the
-/// code under test.
+/// Another back-end on a packed ring, which keeps its records as the protocol's text describes them, store by store. It shares
+/// nothing with the code under test.
 import Testing
 
 @testable import VirtioCore
 
 final class ForeignPacked {
   enum Habit: Sendable {
-    /// As in the text: the flags of the first answer of a batch show all of it.
+    /// As in the text: the flags of a batch's first answer publish the whole batch.
     case batches
-    /// As SPDK does it.
+    /// As in SPDK.
     case oneByOne
   }
 
@@ -37,12 +37,12 @@ final class ForeignPacked {
   private var chains: [Chain] = []
   var taken: [UInt16] { chains.map(\.id) }
 
-  // Of the region's header.
+  // Fields of the region's header.
   private static let (free, oldFree, usedIndex, oldUsedIndex, wrap, oldWrap) = (12, 14, 16, 18, 20, 21)
-  // Of an entry.
+  // Fields of an entry.
   private static let (mark, next, last, count, order) = (0, 2, 4, 6, 8)
 
-  /// Starts, and takes again what it finds. - Parameter hasStored: called after each of its stores.
+  /// Starts, and takes again what it finds in flight. - Parameter hasStored: called after each of its stores.
   init(_ bench: PackedCrashBench, _ habit: Habit, hasStored: @escaping () -> Void = {}) throws {
     let place = unsafe try #require(bench.record.region(ofQueue: 1))
     region = unsafe ForeignMemory(base: place, hasStored: hasStored)
@@ -61,7 +61,7 @@ final class ForeignPacked {
   private func header(_ offset: Int) -> Int { Int(region.load(UInt16.self, at: offset)) }
   private func flags(_ slot: Int) -> UInt16 { ring.load(at: 16 * slot + 14) }
 
-  /// Before the front-end gets the memory: nothing can be lost in between.
+  /// Runs before the front-end gets the memory: nothing can be lost in between.
   private func begin(at start: Stand) {
     for number in 0..<size { region.store(UInt16(number + 1), at: entry(number, Self.next)) }
     for offset in [Self.usedIndex, Self.oldUsedIndex] { region.store(UInt16(start.slot), at: offset) }
@@ -132,7 +132,7 @@ final class ForeignPacked {
     }
   }
 
-  /// Answers some of those that it has taken, by their places among them.
+  /// Answers some of the chains that it has taken, by their positions among them.
   func finish(_ choices: [Int]) {
     var batch: [Chain] = []
     for choice in choices where !chains.isEmpty {
@@ -166,7 +166,7 @@ final class ForeignPacked {
     settle()
   }
 
-  /// What has been stored is what was shown.
+  /// Commits the stored values as published.
   private func settle() {
     region.store(region.load(UInt16.self, at: Self.free), at: Self.oldFree)
     region.store(region.load(UInt16.self, at: Self.usedIndex), at: Self.oldUsedIndex)

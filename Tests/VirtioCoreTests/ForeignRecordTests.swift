@@ -1,5 +1,5 @@
-/// Records of other back-ends, and ours in their hands: whoever ends between any two stores, the other one answers every chain once,
-/// in the order of the driver.
+/// Records of other back-ends, and this one's records in other back-ends: whichever ends between any two stores, the other one
+/// answers every chain once, in the driver's order.
 import Testing
 
 @testable import VirtioCore
@@ -17,7 +17,7 @@ import Testing
   func weContinueTheirSplitRing(_ form: CrashCase, _ habit: ForeignSplit.Habit) throws {
     let bench = try CrashBench(form)
     var moments: [CrashBench.Moment] = []
-    // One that has only asked for the memory can end, too.
+    // A back-end that has only requested the memory can end, too.
     let first = try ForeignSplit(bench, habit) { moments.append(bench.moment(.publishOver)) }
     try Self.live(first, bench, steps: form.steps, batch: form.batch, seed: form.seed)
     try #require(moments.count > 50)
@@ -27,7 +27,7 @@ import Testing
     }
   }
 
-  /// They keep no index before their first answer, and a ring that was stopped or migrated does not begin at 0.
+  /// They store no index before their first answer, and a ring that was stopped or migrated does not begin at 0.
   @Test(arguments: [ForeignSplit.Habit.batches, .oneByOne])
   func weContinueTheirRingThatDidNotBeginAtZero(_ habit: ForeignSplit.Habit) throws {
     let bench = try CrashBench(CrashCase(size: 8, start: 3, steps: 6, seed: 25))
@@ -47,7 +47,7 @@ import Testing
     for moment in moments {
       bench.restore(moment)
       let expected = try bench.unanswered()
-      // One that ended before its region was valid has nothing to recover, and nothing was taken.
+      // A device that ended before its region was valid has nothing to recover, and had taken nothing.
       let next = try ForeignSplit(bench, .batches)
       while next.take() != nil {}
       try #require(next.taken == expected, "after \(moment.place)")
@@ -69,7 +69,7 @@ import Testing
     let bench = try PackedCrashBench(form)
     var moments: [PackedCrashBench.Moment] = []
     let first = try ForeignPacked(bench, habit) { moments.append(bench.moment(.publishOver)) }
-    // The list of free entries is there before a front-end has the memory.
+    // The list of free entries exists before a front-end has the memory.
     moments = []
     var random = SplitMix(state: form.seed)
     for _ in 0..<form.steps {
@@ -85,7 +85,7 @@ import Testing
     }
   }
 
-  /// But for a ring of one slot: the text compares slots, and there is no other one.
+  /// Except for a ring of one slot: the text compares slots, and there is no second one.
   @Test(arguments: packed.dropFirst()) func theyContinueOurPackedRing(_ form: PackedCrashBench.Form) throws {
     let bench = try PackedCrashBench(form)
     let moments = try bench.watching { try bench.live() }

@@ -1,10 +1,10 @@
-/// Another back-end on a split ring, as the protocol's text describes its records, store by store: nothing here is shared with the
-/// code under test.
+/// Another back-end on a split ring, which keeps its records as the protocol's text describes them, store by store. It shares
+/// nothing with the code under test.
 import Testing
 
 @testable import VirtioCore
 
-/// Memory that a back-end writes to in single stores, after each of which it can end.
+/// Memory that a back-end writes in single stores; it can end after each of them.
 @safe
 struct ForeignMemory {
   let base: UnsafeMutableRawPointer
@@ -22,9 +22,9 @@ struct ForeignMemory {
 
 final class ForeignSplit {
   enum Habit: Sendable {
-    /// As in the text: answers are linked and shown in batches.
+    /// As in the text: answers are linked and published in batches.
     case batches
-    /// As libvhost-user and DPDK do it: one answer at a time, without links.
+    /// As in libvhost-user and DPDK: one answer at a time, without links.
     case oneByOne
   }
 
@@ -37,7 +37,7 @@ final class ForeignSplit {
   private var counter: UInt64 = 0
   private(set) var taken: [UInt16] = []
 
-  /// Starts, and takes again what it finds. - Parameter hasStored: called after each of its stores.
+  /// Starts, and takes again what it finds in flight. - Parameter hasStored: called after each of its stores.
   init(_ bench: CrashBench, _ habit: Habit, hasStored: @escaping () -> Void = {}) throws {
     self.bench = bench
     self.habit = habit
@@ -56,7 +56,7 @@ final class ForeignSplit {
   private func recover() {
     if region.load(UInt16.self, at: 8) == 0 {
       region.store(UInt16(bench.form.size), at: 10)
-      // They trust that a ring begins at 0, or that it does not end before the first answer.
+      // They rely on a ring beginning at 0, or on not ending before the first answer.
       region.store(UInt16(1), at: 8)
     } else if region.load(UInt16.self, at: 14) != used {
       var head = region.load(UInt16.self, at: 12)
@@ -85,7 +85,7 @@ final class ForeignSplit {
     return head
   }
 
-  /// Answers some of those that it has taken, by their places among them.
+  /// Answers some of the heads that it has taken, by their positions among them.
   func finish(_ choices: [Int]) {
     var batch: [UInt16] = []
     for choice in choices where !taken.isEmpty {

@@ -1,4 +1,4 @@
-/// Guest memory: which tables of regions are one, and what translation gives.
+/// Guest memory: which region tables are valid, and what translation returns.
 import GuestDriver
 import Testing
 import VirtioCore
@@ -52,8 +52,8 @@ import VirtioCore
     }
   }
 
-  /// Regions of very different sizes at any distance, as firmware, RAM and shared windows are: small ones hide beside large
-  /// ones, and a search for one after the other must find each.
+  /// Regions of very different sizes at any distance, like firmware, RAM and shared windows: small ones are next to large
+  /// ones, and searches for one after the other must find each.
   @Test(arguments: 0..<20) func findsWhatALinearSearchFinds(seed: UInt64) throws {
     var random = SeededRandom(seed: seed)
     let mapping = try Mapping(anonymous: 1 << 16)

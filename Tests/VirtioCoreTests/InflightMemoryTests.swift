@@ -1,4 +1,4 @@
-/// The file of in-flight records: its layout, and files of others.
+/// The file of in-flight records: its layout, and files made by others.
 import CLinux
 import Glibc
 import Synchronization
@@ -38,7 +38,7 @@ import Testing
     #expect(throws: InflightError.self) { try InflightMemory.create(queueCount: queues, queueSize: size) }
   }
 
-  /// What was written through one mapping is there in the next, at its offset.
+  /// What was written through one mapping is visible in the next one, at its offset.
   @Test(arguments: [0, 1, 5]) func anotherHolderSeesTheSameRegions(pages: Int) throws {
     let file = try file(bytes: 8 * PageSize.bytes)
     let offset = UInt64(pages * PageSize.bytes)
@@ -52,7 +52,7 @@ import Testing
     #expect(seen == 0x1234)
   }
 
-  /// What a driver wrote is behind the regions, where no other back-end looks.
+  /// The bytes that a driver wrote are kept after the regions, where no other back-end looks.
   @Test(arguments: [false, true]) func whatADriverWroteIsKept(isPacked: Bool) throws {
     let memory = try InflightMemory.create(queueCount: 3, queueSize: 4, isPacked: isPacked)
     #expect(memory.keptConfiguration == nil)
@@ -70,7 +70,7 @@ import Testing
     #expect(next.keptConfiguration == KeptConfiguration(offset: 32, value: 0))
     next.keep(KeptConfiguration(offset: 255, value: 255))
     #expect(memory.keptConfiguration == KeptConfiguration(offset: 255, value: 255))
-    // A front-end that knows of no room there, or a file that has none.
+    // A front-end that does not reserve the room, or a file without it.
     #expect(try other(memory.size - InflightMemory.keepingBytes).keptConfiguration == nil)
     let small = try InflightMemory(
       descriptor: file(bytes: 3 * 128), size: 1 << 20, offset: 0, queueCount: 3, queueSize: 4)
@@ -106,7 +106,7 @@ import Testing
     }
   }
 
-  /// More than the queues need is fine, also where the file does not have it.
+  /// A size larger than the queues need is accepted, even if the file is shorter than it.
   @Test func largerSizeThanNeededIsTaken() throws {
     let memory = try InflightMemory(
       descriptor: try file(bytes: 2112), size: 1 << 20, offset: 0, queueCount: 1, queueSize: 128)
@@ -142,7 +142,7 @@ import Testing
     #expect(memory.hasFaulted)
   }
 
-  /// Closing and unmapping may be held up by the file's owner.
+  /// The file's owner may delay closing and unmapping.
   @Test func disposerDoesWhatMayTakeForEver() throws {
     final class Counter: Disposer {
       let count = Atomic<Int>(0)
@@ -162,7 +162,7 @@ import Testing
     #expect(counter.count.load(ordering: .relaxed) == 2, "the descriptor and the mapping")
   }
 
-  /// A control thread reads and writes what is kept: never on a file system that may be another process.
+  /// A control thread reads and writes the kept bytes, so never in a file system that may depend on another process.
   @Test func nothingIsKeptInAFileThatIsNotInMemory() throws {
     var name = Array("/var/tmp/vmm-blk-inflight-XXXXXX".utf8CString)
     let number = unsafe mkstemp(&name)

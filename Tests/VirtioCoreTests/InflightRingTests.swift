@@ -1,10 +1,10 @@
-/// A split ring with an in-flight record: what it writes down, what it takes from others, and what it survives.
+/// A split ring with an in-flight record: what it records, what it accepts from others, and what it survives.
 import Testing
 
 @testable import VirtioCore
 
 @Suite struct InflightRingTests {
-  /// The record after each step of two heads, byte by byte as vhost-user lays it out.
+  /// The record after each step of two heads, byte by byte in the layout of vhost-user.
   @Test func recordIsInTheStandardLayout() throws {
     let bench = try CrashBench(CrashCase(size: 4, start: 65535))
     let device = try bench.device()
@@ -17,14 +17,14 @@ import Testing
     #expect(bench.entry(0).mark == 0 && bench.entry(3).mark == 0)
     device.answer(1)
     device.answer(0)
-    #expect(bench.entry(1).mark == 1 && bench.entry(2).mark == 1, "nothing is free before it is shown")
+    #expect(bench.entry(1).mark == 1 && bench.entry(2).mark == 1, "nothing is freed before it is published")
     #expect(bench.header.last == 2 && bench.entry(2).link == 1)
     device.publish()
     #expect(bench.entry(1).mark == 0 && bench.entry(2).mark == 0)
     #expect(bench.header == Header(version: 1, entries: 4, last: 2, used: 1))
   }
 
-  /// Another back-end that takes over from us, or we from it, may record how many entries the ring has instead of the region.
+  /// Another back-end, before or after this one, may record the ring's number of entries instead of the region's.
   @Test func recordOfALargerRegionIsTaken() throws {
     let bench = try CrashBench(CrashCase(size: 4))
     let record = try InflightMemory.create(queueCount: 1, queueSize: 256)
@@ -64,7 +64,7 @@ import Testing
     #expect(throws: QueueError.inflightVersion(version)) { try bench.device() }
   }
 
-  /// A region that nobody has used means nothing, whatever is in it.
+  /// The content of an unused region means nothing.
   @Test func versionZeroIsFresh() throws {
     let bench = try CrashBench(CrashCase(size: 4, start: 7))
     bench.setRegion(bench.regionContents.map { _ in 0xFF })
@@ -77,7 +77,7 @@ import Testing
     for head in expected { #expect(try device.take() == head) }
   }
 
-  /// Back-ends that show one head at a time write no link: only the last one is free.
+  /// Back-ends that publish one head at a time write no link: only the last one is free.
   @Test func batchOfOneNeedsNoLink() throws {
     let bench = try CrashBench(CrashCase(size: 4))
     let first = try bench.device()
@@ -86,7 +86,7 @@ import Testing
     for head in heads { #expect(try first.take() == head) }
     first.answer(1)
     first.publish()
-    // As it was between the index and the mark, with a link that leads nowhere.
+    // As it was between the index and the mark, with a link to nowhere.
     bench.header.used = 0
     bench.setEntry(heads[1]) {
       $0.mark = 1
@@ -100,7 +100,7 @@ import Testing
     #expect(bench.header.used == 1)
   }
 
-  /// Heads come back in the order of their counters, not of their numbers; equal counters in the order of the numbers.
+  /// Heads come back in the order of their counters, not of their numbers; equal counters in the order of their numbers.
   @Test func ordersDecide() throws {
     let bench = try CrashBench(CrashCase(size: 8))
     _ = try bench.device()
@@ -117,7 +117,7 @@ import Testing
     #expect(try device.retake() == nil)
   }
 
-  /// What is taken later has a greater order than all that was found, and the ring's index in its low bits.
+  /// Later heads get a greater order than all recovered ones, with the ring's index in the low bits.
   @Test func ordersGoOnAfterARecovery() throws {
     let bench = try CrashBench(CrashCase(size: 8, start: 100))
     _ = try bench.device()
@@ -140,7 +140,7 @@ import Testing
     #expect(throws: QueueError.inflightTooMany(3, waiting: 2)) { try bench.device() }
   }
 
-  /// A chain that the guest has broken in the meantime stays what it was: to be answered.
+  /// A chain that the guest has broken in the meantime still has to be answered.
   @Test func brokenChainStaysInFlight() throws {
     let bench = try CrashBench(CrashCase(size: 8))
     _ = try bench.device()
@@ -157,7 +157,7 @@ import Testing
     case lastOutOfRange, linkOutOfRange, loop, marks, distance
   }
 
-  /// Contents that no device writes: nothing traps, nothing continues forever, and what can be told is told right.
+  /// Contents that no device writes: nothing traps, nothing goes on forever, and whatever can be reported is reported right.
   @Test(arguments: Damage.allCases) func damagedRecordIsSurvived(_ damage: Damage) throws {
     let bench = try CrashBench(CrashCase(size: 8, start: 20))
     _ = try bench.device()
@@ -181,7 +181,7 @@ import Testing
     case .loop: bench.setEntry(4) { $0.link = 4 }
     case .marks: bench.setEntry(5) { $0.mark = 0x80 }
     case .distance:
-      // More than a ring can be: as many as there are.
+      // More than the ring's size: as many as there are.
       bench.header.used = 30000
       bench.setEntry(4) { $0.link = 0 }
       for head: UInt16 in 0..<3 { bench.setEntry(head) { $0.link = head + 1 } }
@@ -195,7 +195,7 @@ import Testing
     #expect(bench.header.used == 20)
   }
 
-  /// Any bytes: refused, or a ring that works on, whose chains can all be answered.
+  /// Random bytes are refused, or the ring works, and all its chains can be answered.
   @Test(arguments: 0..<8) func anyBytesAreRefusedOrSurvived(seed: Int) throws {
     var random = SplitMix(state: UInt64(seed))
     for _ in 0..<200 {
@@ -203,7 +203,7 @@ import Testing
       _ = try bench.device()
       bench.makeAvailable(1 + random.next(below: 16))
       var bytes = bench.regionContents
-      // Some bytes, half of them, or all; with a header that gets further than most.
+      // A few bytes, half of them, or all; with a header that gets further than most.
       let share = [8, 128, 255][random.next(below: 3)]
       for index in bytes.indices where random.next(below: 256) < share { bytes[index] = UInt8(random.next(below: 256)) }
       bench.setRegion(bytes)
@@ -216,7 +216,7 @@ import Testing
         while try device.retake() != nil {}
         while try device.take() != nil {}
         while device.inFlight > 0 {
-          // It continues being changed.
+          // The bytes keep changing.
           let index = 16 + random.next(below: bytes.count - 16)
           bytes = bench.regionContents
           bytes[index] = UInt8(random.next(below: 256))
@@ -231,7 +231,7 @@ import Testing
     }
   }
 
-  /// A ring of its own says that there is nothing to be taken again.
+  /// A ring without a record has nothing to retake.
   @Test func ordinaryRingHasNothingInterrupted() throws {
     let ring = try RingFixture(size: 4)
     let queue = try ring.queue()

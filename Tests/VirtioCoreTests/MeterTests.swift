@@ -1,4 +1,4 @@
-/// What is let through of a flood.
+/// How much of a flood of messages passes.
 import Testing
 import VirtioCore
 
@@ -14,7 +14,7 @@ import VirtioCore
     #expect(meter.ask(at: start + .milliseconds(1001)) == .hold)
   }
 
-  /// Asking often must not keep the time from passing.
+  /// Asking often must not prevent the interval from passing.
   @Test func impatienceChangesNothing() {
     var meter = Meter(burst: 1, interval: .seconds(1))
     let passed = (0..<100).filter { meter.ask(at: start + .milliseconds($0 * 100)) != .hold }

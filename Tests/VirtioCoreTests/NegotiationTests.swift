@@ -36,7 +36,7 @@ import VirtioCore
     #expect(negotiation.accepted == [])
   }
 
-  /// feat.3: FEATURES_OK does not stick for a choice that cannot be.
+  /// feat.3: FEATURES_OK is not kept for a choice that the device cannot support.
   @Test(arguments: [(UInt32(0), UInt32(1) << 3), (1, 1 << 2), (2, 1), (.max, 1 << 31)])
   func refusesWhatWasNotOffered(word: UInt32, bits: UInt32) {
     var negotiation = fresh()

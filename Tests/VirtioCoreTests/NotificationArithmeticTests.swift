@@ -1,5 +1,5 @@
-/// When a driver is notified, for every (old, new, event) that there is in small packed rings, and for all that are near a wrap of a
-/// split one. What is right is counted, slot by slot.
+/// When a driver is notified: for every (old, new, event) in small packed rings, and for all near a wrap in a split one. The
+/// expected result is found by counting, slot by slot.
 import Testing
 
 @testable import VirtioCore
@@ -48,7 +48,7 @@ struct NotificationArithmeticTests {
           let passed = (0..<count).contains { old &+ $0 == event }
           let (isDue, again) = (queue.needsCall(), queue.needsCall())
           #expect(isDue == passed, "\(old) and \(count) more, event \(event)")
-          // What was decided once is not decided again.
+          // A decision is not repeated.
           #expect(!again)
         }
       }

@@ -1,9 +1,9 @@
-/// The protocol by which driver and device publish, notify and sleep, checked by every interleaving of a small model. Each side
-/// has a store buffer: what it stored becomes visible later, and in another order unless a release store or a fence says
-/// otherwise. Both formats follow the steps of our rings; a fence that is left out has to be found.
+/// The protocol by which driver and device publish, notify and sleep, checked in every interleaving of a small model. Each side
+/// has a store buffer: a store becomes visible later, and out of order unless a release store or a fence prevents that. Both
+/// formats follow the steps of this project's rings; a fence that is left out has to be found.
 import Testing
 
-/// A ring that is used over and over, and what the two sides do with it.
+/// A small ring that is used again and again, and what both sides do with it.
 struct NotificationModel: Sendable, CustomTestStringConvertible {
   enum Format: String, CaseIterable, Sendable { case split, packed }
 
@@ -14,7 +14,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   }
 
   var format: Format
-  /// Wishes name an event; without, they are yes or no.
+  /// The sides ask for notification at an event; without events, they say yes or no.
   var hasEvents: Bool
   /// The most chains that the device answers at once.
   var batch = 1
@@ -29,7 +29,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
 
   // MARK: memory
 
-  /// Where words lie: the indices of a split ring or the flags of a packed one's slots, two wishes, requests, answers.
+  /// Addresses of words: the indices of a split ring or the flags of a packed ring's slots, two wishes, requests, answers.
   private var flags: Int { 0 }
   private var availableIndex: Int { 0 }
   private var usedIndex: Int { 1 }
@@ -42,29 +42,29 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   private func position(_ wish: Int) -> Int { wish }
   private func flag(_ wish: Int) -> Int { format == .packed ? wish + 1 : wish }
 
-  /// A store that is not visible to the other side.
+  /// A store that is not yet visible to the other side.
   struct Store: Hashable {
     var word: Int
     var value: UInt16
-    /// Not before all that were before it.
+    /// Becomes visible only after all earlier stores.
     var isRelease: Bool
   }
 
   enum Step: Hashable {
-    // Both sides, in the order in which they come.
+    // Both sides' steps, in order.
     case begin, fill, show, fence, readWish, decide, look, wish, wishFlags, sleepFence, lookAgain, sleep, unwish, over
   }
 
-  /// One of the two.
+  /// The driver or the device.
   struct Side: Hashable {
     var step = Step.begin
     /// Chains that it has published.
     var shown = 0
-    /// Chains that it has made and not yet published.
+    /// Chains that it has prepared and not yet published.
     var made = 0
     /// Chains that it has taken from the other side.
     var taken = 0
-    /// What it decides about: published since the last decision.
+    /// Chains published since its last decision.
     var undecided = 0
     var wishFlags: UInt16 = 0
     var buffer: [Store] = []
@@ -80,15 +80,15 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   }
 
   enum Finding: Hashable {
-    /// Both sleep, or cannot continue, and chains are not answered or not reaped.
+    /// Both sides sleep, or cannot continue, and some chains are not answered or not reaped.
     case lost
-    /// Something was seen before what it promises.
+    /// A word was visible before the stores that it announces.
     case stale
   }
 
   // MARK: the ring's arithmetic
 
-  /// Near the wrap of 16 bits, so that indices go over it.
+  /// Near the wrap of 16 bits, so that indices cross it.
   private func index(_ count: Int) -> UInt16 { UInt16(truncatingIfNeeded: 0xfffe + count) }
   private func slot(_ count: Int) -> Int { count % size }
   /// The wrap counter at the `count`-th slot.
@@ -108,7 +108,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
     side.buffer.last { $0.word == word }?.value ?? memory[word]
   }
 
-  /// Whether the next chain is there for the device.
+  /// Whether the next chain is visible to the device.
   private func isAvailable(_ state: State) -> Bool {
     let next = state.device.taken
     switch format {
@@ -128,19 +128,19 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   private func start() -> State {
     var memory = Array(repeating: 0 as UInt16, count: words)
     if format == .split { (memory[availableIndex], memory[usedIndex]) = (index(0), index(0)) }
-    // A split ring's events begin where its indices do; the driver does not want to be called before it sleeps.
+    // A split ring's events start with its indices; the driver does not want a call until it sleeps.
     if format == .split, hasEvents { (memory[deviceWish], memory[driverWish]) = (index(0), index(-1)) }
     if !(format == .split && hasEvents) { memory[flag(driverWish)] = 1 }
     return State(memory: memory)
   }
 
-  /// Every state that can come next; a finding instead where something is wrong.
+  /// Every possible next state, or a finding if something is wrong.
   private func successors(of state: State) -> Result<[State], ModelError> {
     var next: [State] = []
     for side in [\State.driver, \State.device] {
       let buffer = state[keyPath: side].buffer
       for (place, store) in buffer.enumerated() {
-        // Stores to one word keep their order; a release store comes after all before it.
+        // Stores to the same word stay in order; a release store follows all stores before it.
         let before = buffer[..<place]
         guard !before.contains(where: { $0.word == store.word }), !store.isRelease || before.isEmpty else { continue }
         var flushed = state
@@ -158,7 +158,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
 
   struct ModelError: Error { let finding: Finding }
 
-  /// Makes a wish, in one step or, for a packed ring's event, two. - Returns: the step after it.
+  /// Asks for a notification, in one step or, for a packed ring's event, in two. - Returns: the next step.
   private func wish(_ words: Int, at event: UInt16, _ side: inout Side) -> Step {
     switch (format, hasEvents) {
     case (.split, true): side.buffer.append(Store(word: words, value: event, isRelease: false))
@@ -171,11 +171,11 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
   }
 
   private func unwish(_ words: Int, _ side: inout Side) {
-    // A split ring's event is stale by itself.
+    // A split ring's event becomes stale without a store.
     if !(format == .split && hasEvents) { side.buffer.append(Store(word: flag(words), value: 1, isRelease: false)) }
   }
 
-  /// Decides about a notification. - Returns: whether one is due; `nil`: there is one more word to read.
+  /// Decides about a notification. - Returns: whether one is due; `nil`: another word has to be read first.
   private func decide(_ wish: Int, _ side: inout Side, _ memory: [UInt16], from old: Int, to new: Int) -> Bool? {
     switch (format, hasEvents, side.step) {
     case (.split, true, _): return isPassed(load(wish, side, memory), from: old, to: new)
@@ -189,7 +189,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
 
   // MARK: the driver
 
-  /// One step of the driver; `nil` when it can make none.
+  /// One step of the driver; `nil` if it can make none.
   private func stepDriver(_ state: State) throws(ModelError) -> State? {
     var new = state
     var side: Side {
@@ -281,7 +281,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
       case .split:
         side.buffer.append(Store(word: usedIndex, value: index(side.shown + side.made), isRelease: isRelease))
       case .packed:
-        // The first one last.
+        // The first chain's flags last.
         for count in (side.shown..<side.shown + side.made).reversed() {
           side.buffer.append(
             Store(word: flags + slot(count), value: usedMarks(count), isRelease: isRelease && count == side.shown))
@@ -323,7 +323,7 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
 
   // MARK: the search
 
-  /// Goes through every state that can be reached. - Returns: what is wrong with any of them, and how many there are.
+  /// Visits every reachable state. - Returns: everything that is wrong in any of them, and how many there are.
   func explore() -> (findings: Set<Finding>, states: Int) {
     let first = start()
     var seen: Set<State> = [first]
@@ -333,11 +333,11 @@ struct NotificationModel: Sendable, CustomTestStringConvertible {
       switch successors(of: state) {
       case .failure(let error): findings.insert(error.finding)
       case .success(let next):
-        // Nobody can do anything: right only when the driver has everything.
+        // No side can make a step: right only if the driver has everything.
         if next.isEmpty, state.driver.step != .over { findings.insert(.lost) }
         for state in next where seen.insert(state).inserted { open.append(state) }
       }
-      // One is enough where something was left out.
+      // One finding is enough if something was left out.
       if omission != nil, !findings.isEmpty { break }
     }
     return (findings, seen.count)
@@ -355,11 +355,11 @@ struct NotificationModelTests {
     model.batch = batch
     let (findings, states) = model.explore()
     #expect(findings.isEmpty)
-    // A model that comes to an end at once would prove nothing.
+    // A model that ends at once would prove nothing.
     #expect(states > 1000)
   }
 
-  @Test("what is left out is found", arguments: rings, NotificationModel.Omission.allCases)
+  @Test("an omitted fence is found", arguments: rings, NotificationModel.Omission.allCases)
   func omission(_ ring: NotificationModel, omission: NotificationModel.Omission) {
     var model = ring
     model.omission = omission

@@ -1,10 +1,10 @@
-/// A packed ring with an in-flight record: what it writes down, and that the successor of a device that ended between any
-/// two stores answers every chain once, in the order of the driver.
+/// A packed ring with an in-flight record: what it records, and that the successor of a device that ended between any
+/// two stores answers every chain once, in the driver's order.
 import Testing
 
 @testable import VirtioCore
 
-/// Only ever used by one thread: observers are called on the one that set them.
+/// Used by one thread only: observers are called on the thread that set them.
 @safe
 final class PackedCrashBench: @unchecked Sendable {
   struct Form: Sendable, CustomTestStringConvertible {
@@ -34,9 +34,9 @@ final class PackedCrashBench: @unchecked Sendable {
   let record: InflightMemory
   private let region: UnsafeMutableRawPointer
   private let regionBytes: Int
-  /// Buffer ids that the driver has not got back, in the order in which it gave them.
+  /// Buffer ids that the driver has not got back, in the order in which it submitted them.
   private(set) var outstanding: [UInt16] = []
-  /// What each id stands for; ids do not come twice.
+  /// The buffers of each id; no id is used twice.
   private var lists: [UInt16: [PackedFixture.Buffer]] = [:]
   private var nextID: UInt16 = 0xff00
   private var random: SplitMix
@@ -108,12 +108,12 @@ final class PackedCrashBench: @unchecked Sendable {
 
   func reap() throws {
     while let used = try ring.reap() {
-      let place = try #require(outstanding.firstIndex(of: used.id), "\(used.id) came back, which was not given")
+      let place = try #require(outstanding.firstIndex(of: used.id), "\(used.id) came back, which was not submitted")
       outstanding.remove(at: place)
     }
   }
 
-  /// What a device has to answer from here on, in the order in which it was given.
+  /// The ids that a device still has to answer, in the order in which they were submitted.
   func unanswered() throws -> [UInt16] {
     let now = moment(.publishOver)
     defer { restore(now) }
@@ -178,7 +178,7 @@ final class PackedCrashBench: @unchecked Sendable {
 }
 
 @Suite struct PackedRecordTests {
-  /// The record after each step of two chains, byte by byte as vhost-user lays it out.
+  /// The record after each step of two chains, byte by byte in the layout of vhost-user.
   @Test func recordIsInTheStandardLayout() throws {
     let bench = try PackedCrashBench(.init(size: 4, slot: 3))
     let device = try bench.device()
@@ -195,7 +195,7 @@ final class PackedCrashBench: @unchecked Sendable {
     let last = 32 * span
     #expect(bench.word(last + 16) == 0xff01 && bench.word(last + 18) & 2 == 2)
     device.answer(0)
-    #expect(bench.word(32, 1) == 1, "nothing is free before it is shown")
+    #expect(bench.word(32, 1) == 1, "nothing is freed before it is published")
     device.publish()
     let next = (3 + span) % 4
     #expect(bench.word(32, 1) == 0 && bench.word(last + 2) == span)
@@ -235,7 +235,7 @@ final class PackedCrashBench: @unchecked Sendable {
     #expect(try InflightMemory.bytes(queueCount: 1, queueSize: 3, isPacked: true) == 128)
   }
 
-  /// Any bytes: refused, or a ring that works on, whose chains can all be answered.
+  /// Random bytes are refused, or the ring works, and all its chains can be answered.
   @Test(arguments: 0..<8) func anyBytesAreRefusedOrSurvived(seed: Int) throws {
     var random = SplitMix(state: UInt64(seed))
     for _ in 0..<150 {
@@ -291,7 +291,7 @@ final class PackedCrashBench: @unchecked Sendable {
     }
   }
 
-  /// The one that recovers ends, too, anywhere: also when it has begun to answer.
+  /// The successor ends at any point, too, even after it has begun to answer.
   @Test(arguments: forms) func everyMomentOfEveryRecoveryIsRecovered(_ form: Form) throws {
     var form = form
     form.steps = 6
@@ -307,7 +307,7 @@ final class PackedCrashBench: @unchecked Sendable {
     }
   }
 
-  /// Many lives, one after the other, each of which ends somewhere and begins with what the one before it left.
+  /// Many devices, one after the other: each ends somewhere, and begins with what the previous one left.
   @Test func longChainOfCrashesLosesNothing() throws {
     let bench = try PackedCrashBench(Form(size: 11, slot: 7, batch: 5, steps: 4, seed: 8))
     var random = SplitMix(state: 9)
@@ -319,7 +319,7 @@ final class PackedCrashBench: @unchecked Sendable {
     try Self.recover(bench, "at the end")
   }
 
-  /// The tests above see every place that the ring has.
+  /// The tests above pass every kill point of the ring.
   @Test func everyPlaceIsPassed() throws {
     let bench = try PackedCrashBench(Form(size: 8, batch: 3, seed: 10))
     let moments = try bench.watching { try bench.live() }
@@ -331,10 +331,10 @@ final class PackedCrashBench: @unchecked Sendable {
       bench.restore(moment)
       places.formUnion(try bench.watching { try Self.recover(bench, "") }.map(\.place))
     }
-    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those are the worker's")
+    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those belong to the worker")
   }
 
-  /// Starts over with what is there and answers all of it.
+  /// Starts with the present state, and answers everything.
   static func recover(_ bench: PackedCrashBench, _ note: String) throws {
     let expected = try bench.unanswered()
     let device = try bench.device()
@@ -348,14 +348,14 @@ final class PackedCrashBench: @unchecked Sendable {
     while !device.taken.isEmpty {
       for _ in 0..<3 { device.answer(device.taken.count - 1) }
       device.publish()
-      // A driver looks at any time, and must not see more than that.
+      // A driver may look at any time, and must not see more answers than these.
       try #require(try bench.unanswered() == expected.filter(device.taken.contains), "\(note)")
     }
     try #require(try bench.unanswered().isEmpty, "\(note)")
     try #require(device.position.available == device.position.used, "\(note)")
     let region = bench.regionContents
     try #require((0..<bench.form.size).allSatisfy { region[32 + 32 * $0] == 0 }, "\(note): nothing is in flight any more")
-    // It stands where the driver does.
+    // Its position is the driver's.
     try bench.reap()
     bench.makeAvailable(1)
     try #require(try device.take() == bench.outstanding.first, "\(note)")

@@ -1,5 +1,5 @@
-/// A packed ring in plain memory and a driver for it, written and read byte by byte as the specification lays it out: nothing
-/// here is shared with the code under test.
+/// A packed ring in plain memory and a driver for it, written and read byte by byte in the layout of the specification. It
+/// shares nothing with the code under test.
 import Testing
 import VirtioCore
 
@@ -17,13 +17,13 @@ final class PackedFixture {
   let ring = base
   let driverEvents: UInt64
   let deviceEvents: UInt64
-  /// Guest addresses from here on are free for buffers.
+  /// Free guest addresses for buffers begin here.
   let buffers: UInt64
 
   /// Where the driver makes the next chain available, and where it looks for the next used descriptor.
   private(set) var nextAvailable: (slot: Int, wrap: Bool)
   private(set) var nextUsed: (slot: Int, wrap: Bool)
-  /// Slots of each buffer id that is out.
+  /// Slots of each buffer id in flight.
   private(set) var spans: [UInt16: Int] = [:]
 
   /// - Parameter position: where both sides begin.
@@ -38,7 +38,7 @@ final class PackedFixture {
     buffers = (deviceEvents + 4 + 4095) & ~4095
     nextAvailable = position
     nextUsed = position
-    // In a round that is not the first one every slot is as a used descriptor left it.
+    // In a round other than the first, every slot is as a used descriptor left it.
     for slot in 0..<size {
       let round = slot < position.slot ? position.wrap : !position.wrap
       setFlags(slot, round ? 0x8080 : 0)
@@ -58,7 +58,7 @@ final class PackedFixture {
 
   static func word(_ position: (slot: Int, wrap: Bool)) -> UInt16 { UInt16(position.slot) | (position.wrap ? 0x8000 : 0) }
 
-  /// A device that takes whatever the driver has not got back.
+  /// A queue that takes everything the driver has not got back.
   func queue(_ features: FeatureSet = [.indirectDescriptors]) throws(QueueError) -> PackedQueue {
     let used = Self.word(nextUsed)
     return try PackedQueue(
@@ -97,7 +97,7 @@ final class PackedFixture {
     store(buffer.flags, at: place + 14)
   }
 
-  /// Makes a list of buffers available; every descriptor but the last has an id that means nothing.
+  /// Makes a list of buffers available; every descriptor except the last has a meaningless id.
   func makeAvailable(_ id: UInt16, _ list: [Buffer]) {
     let first = nextAvailable
     for (index, buffer) in list.enumerated() {
@@ -107,7 +107,7 @@ final class PackedFixture {
       store(buffer.length, at: place + 8)
       store(isLast ? id : ~id, at: place + 12)
       let flags = buffer.flags | (isLast ? 0 : Self.next) | (nextAvailable.wrap ? 0x80 : 0x8000)
-      // The first one's come last.
+      // The flags of the first one are stored last.
       if index > 0 { store(flags, at: place + 14) }
       advance(&nextAvailable, by: 1)
     }
@@ -135,13 +135,13 @@ final class PackedFixture {
     guard flags & 0x8080 == (nextUsed.wrap ? 0x8080 : 0) else { return nil }
     let place = place(nextUsed.slot)
     let used = Used(id: load(at: place + 12), length: load(at: place + 8), isWritten: flags & Self.write != 0)
-    let span = try #require(spans[used.id], "used a buffer that was not out: \(used)")
+    let span = try #require(spans[used.id], "used a buffer that was not in flight: \(used)")
     spans[used.id] = nil
     advance(&nextUsed, by: span)
     return used
   }
 
-  /// Everything but what is in buffers, at one moment.
+  /// All bytes except the buffers' contents, at one moment.
   struct Moment {
     fileprivate var bytes: [UInt8]
     fileprivate var nextAvailable: (slot: Int, wrap: Bool)
@@ -166,7 +166,7 @@ final class PackedFixture {
 }
 
 extension PackedFixture {
-  /// Chains that were taken and are not answered.
+  /// Chains that were taken and are not answered yet.
   @safe
   final class Held {
     private var chains: [UInt16: UnsafeMutablePointer<Chain>] = unsafe [:]
@@ -189,7 +189,7 @@ extension PackedFixture {
     }
   }
 
-  /// Takes a chain and keeps it. - Returns: what it came to.
+  /// Takes a chain and keeps it. - Returns: the chain, as plain values.
   func take<Book: BufferBook & ~Copyable>(
     _ queue: inout PackedRing<Book>, _ held: Held, capacity: Int = 64, retakes: Bool = false
   ) throws(QueueError) -> Popped? {
@@ -214,14 +214,14 @@ extension PackedFixture {
     return popped
   }
 
-  /// Answers a chain that is held; it is there.
+  /// Answers a chain that is held. It must be.
   func answer<Book: BufferBook & ~Copyable>(
     _ queue: inout PackedRing<Book>, _ held: Held, _ id: UInt16, written: UInt32 = 0
   ) {
     if let chain = held.take(id) { queue.push(chain, written: written) }
   }
 
-  /// The same for a driver that counts on the order.
+  /// The same for a driver that relies on the order.
   func answerInOrder<Book: BufferBook & ~Copyable>(
     _ queue: inout PackedRing<Book>, _ held: Held, _ id: UInt16, isWhole: Bool
   ) {

@@ -1,4 +1,4 @@
-/// What a packed queue does with rings that are as the specification wants them.
+/// A packed queue with rings that obey the specification.
 import Testing
 import VirtioCore
 
@@ -25,7 +25,7 @@ import VirtioCore
             .init(address: ring.buffers, count: 16), .init(address: ring.buffers + 512, count: 512),
             .init(address: ring.buffers + 64, count: 1),
           ]))
-    #expect(try ring.reap() == nil, "nothing is shown before it is published")
+    #expect(try ring.reap() == nil, "nothing is visible before it is published")
     #expect(queue.unpublished == 1 && queue.position == QueuePosition(available: 0x8003, used: 0x8000))
     queue.publish()
     #expect(try ring.reap() == .init(id: 0xfffe, length: 513, isWritten: true))
@@ -33,7 +33,7 @@ import VirtioCore
     #expect(try ring.reap() == nil)
   }
 
-  /// The first descriptor of a batch is shown last, and then all are.
+  /// The first descriptor of a batch is written last, which publishes the whole batch.
   @Test func showsABatchAtOnce() throws {
     let ring = try PackedFixture(size: 8)
     var queue = try ring.queue()
@@ -43,7 +43,7 @@ import VirtioCore
       #expect(try ring.take(&queue, held)?.head == id)
     }
     for id: UInt16 in [2, 0, 3] { ring.answer(&queue, held, id, written: UInt32(id)) }
-    #expect(ring.flags(0) & 0x8080 == 0x80, "the first one is as the driver made it")
+    #expect(ring.flags(0) & 0x8080 == 0x80, "the first one is as the driver wrote it")
     #expect(try ring.reap() == nil)
     queue.publish()
     var seen: [PackedFixture.Used] = []
@@ -58,7 +58,7 @@ import VirtioCore
     #expect(try ring.reap()?.id == 1)
   }
 
-  /// With IN_ORDER one descriptor stands for those before it, and an observer from outside counts them all.
+  /// With IN_ORDER one descriptor stands for those before it, and an outside observer counts them all.
   @Test func countsBatchesFromOutside() throws {
     let ring = try PackedFixture(size: 8)
     var queue = try ring.queue([.inOrder])
@@ -81,7 +81,7 @@ import VirtioCore
     #expect(queue.position == QueuePosition(available: 0x8006, used: 0x8006))
   }
 
-  /// Every mixture of list lengths round every end of small rings, with every order of the two answers.
+  /// Every mixture of list lengths around every end of small rings, with both orders of the two answers.
   @Test(arguments: 1...7) func goesRoundTheRing(size: Int) throws {
     for start in 0..<size {
       for wrap in [true, false] {
@@ -139,7 +139,7 @@ import VirtioCore
     #expect(queue.position == ring.position)
   }
 
-  /// Only one of the four patterns is available, in each round (i.packed.avail.1).
+  /// In each round, only one of the four patterns means available (i.packed.avail.1).
   @Test(arguments: [true, false]) func onlyTheFlagsOfTheRoundAreAvailable(wrap: Bool) throws {
     for flags: UInt16 in [0, 0x80, 0x8000, 0x8080] {
       let ring = try PackedFixture(size: 4, at: (1, wrap))
@@ -154,7 +154,7 @@ import VirtioCore
 
   // MARK: Indirect tables
 
-  /// Ids and every flag but WRITE mean nothing in a table, and WRITE of the descriptor itself does not either.
+  /// In a table, ids and every flag except WRITE mean nothing, and neither does WRITE in the table's own descriptor.
   @Test(arguments: [Ring.indirect, Ring.indirect | Ring.write]) func tablesAreGoneThroughInOrder(flags: UInt16) throws {
     for offset: UInt64 in [0, 4] {  // aligned, and gathered
       let ring = try PackedFixture(size: 3, at: (2, false))
@@ -192,12 +192,12 @@ import VirtioCore
       #expect(ring.needsCall(&queue) == false, "nothing was published")
       queue.publish()
       #expect(ring.needsCall(&queue) == expected, "wish \(wish), \(features)")
-      #expect(ring.needsCall(&queue) == false, "it was asked")
+      #expect(ring.needsCall(&queue) == false, "the call was decided already")
     }
   }
 
-  /// Every size, position, batch and event of small rings against the definition: whether one of the slots that were passed is
-  /// the one that was named, in its round.
+  /// Every size, position, batch and event of small rings against the definition: whether one of the slots passed is
+  /// the requested one, in its round.
   @Test(arguments: 1...6) func callsExactlyWhenTheEventIsPassed(size: Int) throws {
     for start in 0..<size {
       for wrap in [true, false] {
@@ -225,7 +225,7 @@ import VirtioCore
     }
   }
 
-  /// One call for several publications that nobody asked about; more than a round is always one.
+  /// One call for several publications without a query in between; more than a round always means a call.
   @Test func callsForAllThatWasPassedSince() throws {
     let ring = try PackedFixture(size: 2)
     var queue = try ring.queue([.eventIndex])
@@ -324,7 +324,7 @@ import VirtioCore
 
   // MARK: What was written
 
-  /// Every byte of the ring that changed is among those that were said to be written.
+  /// Every byte of the ring that changed is among those that it reports as written.
   @Test(arguments: 1...5) func saysWhatItHasWritten(size: Int) throws {
     for start in 0..<size {
       let ring = try PackedFixture(size: size, at: (start, true))
@@ -345,8 +345,8 @@ import VirtioCore
     }
   }
 
-  /// A front-end that knows only split rings says 0 for a new ring, which is the beginning of every second round as well: the first
-  /// slot tells one from the other.
+  /// A front-end that knows only split rings sends 0 for a new ring, which is also the beginning of every second round: the
+  /// first slot tells which.
   @Test(arguments: [true, false], [UInt16(0), nil]) func aNewRingThatIsSaidToBeAtZeroBegins(isNew: Bool, used: UInt16?) throws {
     let fixture = try PackedFixture(size: 8, at: (0, isNew))
     let queue = try PackedQueue(

@@ -1,5 +1,5 @@
-/// A split ring in plain memory, written and read byte by byte as the specification lays it out: nothing here is shared with
-/// the code under test.
+/// A split ring in plain memory, written and read byte by byte in the layout of the specification. It shares nothing with the
+/// code under test.
 import Testing
 import VirtioCore
 
@@ -14,7 +14,7 @@ final class RingFixture {
   let table = base
   let available: UInt64
   let used: UInt64
-  /// Guest addresses from here on are free for buffers.
+  /// Free guest addresses for buffers begin here.
   let buffers: UInt64
 
   init(size: Int) throws {
@@ -101,7 +101,7 @@ final class RingFixture {
   }
 }
 
-/// What a pop gave, as plain values.
+/// The result of a pop, as plain values.
 struct Popped: Equatable {
   var head: UInt16
   var readable: Int
@@ -109,7 +109,7 @@ struct Popped: Equatable {
   var readableBytes: UInt64
   var writableBytes: UInt64
   var defect: Chain.Defect?
-  /// Guest addresses and lengths, found again in the fixture's mapping.
+  /// Guest addresses and lengths, derived from the fixture's mapping.
   var pieces: [Piece]
 
   struct Piece: Equatable {
@@ -144,7 +144,7 @@ extension RingFixture {
   func needsCall(_ queue: inout SplitQueue) -> Bool { queue.needsCall() }
   func enableKicks(_ queue: inout SplitQueue) -> Bool { queue.enableKicks() }
 
-  /// Pops and keeps: for tests about chains in flight.
+  /// Pops a chain and leaves it unanswered: for tests about chains in flight.
   func popAndAbandon(_ queue: inout SplitQueue) throws(QueueError) -> UInt16? {
     let room = UnsafeMutablePointer<MemorySegment>.allocate(capacity: 64)
     defer { unsafe room.deallocate() }

@@ -1,4 +1,4 @@
-/// What a split queue gives and takes when both sides behave.
+/// A split queue with a driver that obeys the specification.
 import Testing
 import VirtioCore
 
@@ -29,7 +29,7 @@ import VirtioCore
     #expect(queue.position == QueuePosition(available: 1, used: 1))
   }
 
-  /// Free-running indices over their wrap, on the smallest rings and an ordinary one (i.split.idx.1).
+  /// Free-running indices across their wrap, in the smallest rings and an ordinary one (i.split.idx.1).
   @Test(arguments: [1, 2, 256]) func runsPastTheWrapOfItsIndices(size: Int) throws {
     let ring = try RingFixture(size: size)
     var queue = try ring.queue()
@@ -128,11 +128,11 @@ import VirtioCore
       _ = try ring.popAndPush(&queue)
       queue.publish()
       #expect(ring.needsCall(&queue) == expected)
-      #expect(ring.needsCall(&queue) == false, "the same elements ask for no second call")
+      #expect(ring.needsCall(&queue) == false, "the same elements need no second call")
     }
   }
 
-  /// Every place of the event around the wrap, against the definition: some index in [old, new) is the event.
+  /// Every distance of the event around the wrap, against the definition: some index in [old, new) is the event.
   @Test(arguments: [1, 2, 3, 7]) func callsExactlyWhenTheEventIsPassed(batch: Int) throws {  // split.usednotif.5, .6
     for start in stride(from: 0xfff0, through: 0x1_0010, by: 1) {
       for distance in -9...9 {

@@ -1,4 +1,4 @@
-/// Threads, doorbells and lines: nothing waits for what may never come.
+/// Threads, doorbells and log lines: nothing waits for what may never happen.
 import CLinux
 import Dispatch
 import Glibc
@@ -7,7 +7,7 @@ import SystemPackage
 import Testing
 import VirtioCore
 
-/// Waits for what has to come.
+/// Waits until the condition holds. - Returns: whether it did in time.
 private func eventually(_ condition: () -> Bool) -> Bool {
   let end = ContinuousClock.now + Patience.limit
   while !condition() {
@@ -18,7 +18,7 @@ private func eventually(_ condition: () -> Bool) -> Bool {
 }
 
 @Suite struct SystemThreadTests {
-  /// A thread of a pool has every signal open; ours must not.
+  /// On a pool's threads no signal is blocked; on this project's threads signals must be.
   @Test func noSignalReachesAThreadWhereverItIsMade() async throws {
     final class Answer: Sendable { let value = Mutex<[Int32: Bool]>([:]) }
     let answer = Answer()
@@ -92,13 +92,13 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     watch.stop()
   }
 
-  /// A sleeper on a page of the file cannot be woken through the page that took its place.
+  /// A thread that sleeps on a page of the file cannot be woken through the page that replaced it.
   @Test func aWatchEndsAlthoughThePageOfItsDoorbellIsGone() throws {
     for touches in [false, true] {
       let bell = try Bell()
       let watch = try DoorbellWatch(bell.doorbell)
       try #require(Self.waits(for: watch))
-      // Time to fall asleep; when it does not, the test is easier.
+      // Time to fall asleep; if it does not, the test is easier to pass.
       usleep(20_000)
       try #require(ftruncate(bell.file.rawValue, 0) == 0)
       if touches { #expect(bell.doorbell.counter.loadAcquire() == 0) }
@@ -119,11 +119,11 @@ private func eventually(_ condition: () -> Bool) -> Bool {
       var ends: [Int32] = [0, 0]
       try #require(unsafe pipe2(&ends, O_CLOEXEC) == 0)
       (reading, writing) = (OwnedDescriptor(ends[0]), OwnedDescriptor(ends[1]))
-      // As small as it can be, so that little fills it.
+      // The smallest possible, so that little fills it.
       _ = clinux_fcntl_int(writing.rawValue, F_SETPIPE_SZ, Int32(PageSize.bytes))
     }
 
-    /// Lines, one after the other, until there are enough of them. A line that does not come ends it.
+    /// Reads lines until there are enough of them, or until one does not arrive in time.
     func lines(until isEnough: ([String]) -> Bool) -> [String] {
       var text: [UInt8] = []
       var lines: [String] = []
@@ -155,7 +155,7 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     let pipe = try Pipe()
     let writer = LineWriter(descriptor: pipe.writing.rawValue, room: 2000) { "\($0) dropped" }
     let line = String(repeating: "x", count: 99)
-    // Empty lines, until there is no room for any other.
+    // Empty lines, until no other line fits.
     let own = unsafe clinux_open("/proc/self/fd/\(pipe.writing.rawValue)", O_WRONLY | O_NONBLOCK | O_CLOEXEC, 0)
     try #require(own >= 0)
     let block = [UInt8](repeating: 10, count: 4096)
@@ -171,7 +171,7 @@ private func eventually(_ condition: () -> Bool) -> Bool {
     let lines = pipe.lines { written($0) + dropped($0) >= 1000 }
     #expect(written(lines) + dropped(lines) == 1000)
     #expect(dropped(lines) > 0)
-    // And then it continues.
+    // Then it writes again.
     writer.write("again")
     #expect(pipe.lines { $0.contains("again") } == ["again"])
   }
@@ -188,15 +188,15 @@ private func eventually(_ condition: () -> Bool) -> Bool {
 }
 
 @Suite(.serialized) struct ThreadRoleTests {
-  /// A closure that is kept in a lock by itself gets deeper with each look at it: a disk whose queues had been started some thousand
-  /// times ended with its stack used up.
+  /// A closure stored directly in a lock is wrapped once more on each access: a disk whose queues had been started several
+  /// thousand times ended with its stack exhausted.
   @Test func theThousandthThreadBeginsLikeTheFirst() throws {
     final class Seen: Sendable { let depths = Mutex<Set<Int>>([]) }
     let seen = Seen()
     let thread = try SystemThread(name: "roles") {
       let mine = pthread_self()
       ThreadRole.whenOneBegins { _ in
-        // Threads of other tests begin as well.
+        // Other tests' threads start as well.
         guard pthread_self() == mine else { return }
         var here = 0
         let depth = unsafe withUnsafeMutablePointer(to: &here) { Int(bitPattern: $0) }

@@ -2,7 +2,7 @@
 
 found=$(cat $block/queue/logical_block_size)
 [ "$found" -eq "$block_size" ] || fail "the logical block is $found bytes"
-# Not busybox's dd, which tries again without O_DIRECT and succeeds.
+# Not busybox's dd, which retries without O_DIRECT and succeeds.
 ! /usr/bin/dd if=/dev/zero of=$disk bs=512 count=1 oflag=direct conv=notrunc 2>/dev/null ||
   fail "half a block can be written"
 

@@ -1,4 +1,4 @@
-# What a person would try first, for Scripts/guest/demo.sh.
+# What a user would try first, for Scripts/guest/demo.sh.
 
 show() {
   echo

@@ -9,7 +9,7 @@
 [ "$(cat $block/queue/discard_max_bytes)" -gt 0 ] || fail "the disk offers no discard"
 
 blkdiscard -o $((96 << 20)) -l $((32 << 20)) $disk
-# mke2fs would discard as well; here the trim shall do it.
+# mke2fs would discard as well; here only the trim should.
 mkfs.ext4 -q -F -E nodiscard $disk 64M
 mount -t ext4 $disk /mnt
 head -c 4m /dev/urandom >/mnt/kept

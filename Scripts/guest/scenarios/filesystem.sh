@@ -1,9 +1,9 @@
 # Thousands of small files on a filesystem, read back after the cache is dropped,
-# and checked by the filesystem's own tool. The sums stay on the disk and are told
+# and checked by the filesystem's own tool. The sums stay on the disk and are reported
 # to the host, for filesystem-again and for the host's own look.
 #
-# fs=ext4|xfs|btrfs   ext4 when it is not said
-# files=N             of each size, 1000 when it is not said
+# fs=ext4|xfs|btrfs   ext4 by default
+# files=N             number of files of each size, 1000 by default
 
 fs=${fs:-ext4}
 files=${files:-1000}
@@ -14,7 +14,7 @@ for size in 700 4096 20000; do
   mkdir /mnt/$size
   head -c $((size * files)) /dev/urandom | split -a 3 -b $size - /mnt/$size/file-
 done
-# Some go again, so that blocks are freed and used a second time.
+# Some are removed, so that blocks are freed and used again.
 rm /mnt/4096/file-a[d-k]*
 mkdir /mnt/again
 head -c 2m /dev/urandom | split -a 3 -b 3000 - /mnt/again/file-

@@ -1,9 +1,9 @@
 # Jobs of several shapes, one after the other, each on its own part of the disk and with one of the
-# guest's own ways to ask for I/O; fio checks every block it wrote against the sum inside it. The list is
+# guest's I/O interfaces; fio checks every block it wrote against the sum inside it. The list is
 # run again until the time is over, at least once: a slow machine does less, not longer.
 #
-# seconds=N     after which no new round begins
-# engines=A,B   of fio, taken in turn; libaio when none is said
+# seconds=N     time after which no new round begins
+# engines=A,B   fio's engines, used in turn; libaio by default
 
 common="--filename=$disk --verify=crc32c --verify_fatal=1 --do_verify=1
   --randrepeat=0 --minimal --terse-version=3"

@@ -1,9 +1,9 @@
-# The files of `fsynced` after the power was cut.
+# Checks the files of `fsynced` after power was cut.
 #
 # fs=ext4|xfs|btrfs
-# acked=N             how many files the guest before said, from 0 on
+# acked=N             how many files the previous guest acknowledged, from 0 on
 
-# Mounting replays the journal; the tools want it done.
+# Mounting replays the journal, which the tools need.
 mount -t "$fs" $disk /mnt
 number=0
 while [ "$number" -lt "$acked" ]; do

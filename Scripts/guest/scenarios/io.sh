@@ -1,4 +1,4 @@
-# Every processor writes its own part of the disk at the same time, so that
+# Every CPU writes its own part of the disk at the same time, so that
 # every queue is used, in requests from one sector to more than one request can
 # hold; then all is read back with the page cache bypassed.
 #

@@ -1,5 +1,5 @@
 # A filesystem on dm-log-writes: the first disk holds it, the second every write, discard and
-# flush in the order in which the first disk was asked for them. The host replays the log.
+# flush in the order in which the first disk received them. The host replays the log.
 # The log is marked "made" after mkfs, and "mark-N" when file N was synced.
 
 marks=12
@@ -17,7 +17,7 @@ while [ $number -lt $marks ]; do
   head -c 300k /dev/urandom | split -a 3 -b 3000 - /mnt/$number/file-
   head -c $((number * 100000)) /dev/urandom >/mnt/large
   seq $number $((number + 5000)) >/mnt/mark-$number
-  # Files that go: their blocks are written again, and discarded.
+  # Files that are removed: their blocks are written again, and discarded.
   [ $number -lt 2 ] || rm -r /mnt/$((number - 2))
   [ $((number % 4)) -ne 3 ] || fstrim /mnt
   sync
@@ -28,5 +28,5 @@ umount /mnt
 dmsetup message log 0 mark end
 dmsetup remove --noudevsync log
 info "marks $marks"
-# The log's own superblock is written when the target goes.
+# The log's own superblock is written when the target is removed.
 sync

@@ -1,8 +1,8 @@
-# Writes numbered blocks and says each number as soon as the disk has
+# Writes numbered blocks and prints each number as soon as the disk has
 # acknowledged it, so that the host can check that none is lost when the
-# back-end stops meanwhile. Several writers keep several requests in flight.
+# back-end is stopped meanwhile. Several writers keep several requests in flight.
 #
-# blocks=N   of 4096 bytes, each filled with its number at its own place
+# blocks=N   number of 4096-byte blocks, each filled with its number at its own offset
 # load=yes   fio keeps the second half of the disk busy meanwhile
 
 writers=4
@@ -46,4 +46,4 @@ while [ "$number" -lt "$blocks" ]; do
   number=$((number + 1))
 done >/tmp/expected
 dd if=$disk bs=4k count="$blocks" iflag=direct status=none | cmp - /tmp/expected ||
-  fail "blocks read otherwise than they were written"
+  fail "blocks do not read as they were written"

@@ -1,4 +1,4 @@
-# A driver of its own resets each of four queues while the others are in use: Linux's never does that to a disk.
+# A separate driver resets each of four queues while the others are in use: Linux's driver never resets a disk's queue.
 
 function=$(readlink -f $block/device/..)
 echo "${function##*/}" >"$function/driver/unbind"

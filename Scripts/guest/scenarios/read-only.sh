@@ -1,4 +1,4 @@
-# sum=MD5   of the whole disk, which the host filled
+# sum=MD5   sum of the whole disk, which the host filled
 
 [ "$(cat $block/ro)" = 1 ] || fail "the disk is not read-only"
 [ "$(blockdev --getro $disk)" = 1 ] || fail "the disk can be opened for writing"
@@ -6,4 +6,4 @@
   fail "a write succeeded"
 info "write refused: $(tail -n 1 /tmp/refused)"
 megabytes=$(($(cat $block/size) >> 11))
-[ "$(sum_of_disk 0 $megabytes)" = "$sum" ] || fail "the disk reads other bytes than it holds"
+[ "$(sum_of_disk 0 $megabytes)" = "$sum" ] || fail "the disk does not read as the image"

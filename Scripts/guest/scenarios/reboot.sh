@@ -1,5 +1,5 @@
-# Writes, starts the machine again without a word to the device, and reads. The
-# disk itself tells which of the two boots this is.
+# Writes, reboots the machine without resetting the device, and reads. The
+# disk's content tells which of the two boots this is.
 
 marked() { [ "$(dd if=$disk bs=512 count=1 iflag=direct status=none | head -c 6)" = marked ]; }
 
@@ -9,7 +9,7 @@ if ! marked; then
   # The sum is longer than its line and fills the first sector.
   printf '%-511s\n' "marked $(md5sum </tmp/pattern)" |
     dd of=$disk bs=512 oflag=direct iflag=fullblock conv=notrunc,fsync status=none
-  # A reader that is cut off: requests are in flight when the machine resets.
+  # A reader keeps requests in flight when the machine resets.
   dd if=$disk of=/dev/null bs=512 iflag=direct status=none &
   touch /tmp/reboot
 else

@@ -1,6 +1,6 @@
 # The disk grows while its filesystem is mounted: the kernel is told, the filesystem is made larger, and the new space is used.
 #
-# sizes=N,N…   MiB that the disk comes to have, one after the other; the host changes it each time that we say so
+# sizes=N,N…   the disk's sizes in MiB, one after the other; the host changes it when this scenario prints that it is ready
 
 megabytes() { echo $(($(cat $block/size) >> 11)); }
 
@@ -21,7 +21,7 @@ for size in $(echo "$sizes" | tr , ' '); do
     cat /tmp/resized
     fail "the filesystem cannot be made larger"
   }
-  # Fills most of what has come, to the end.
+  # Fills most of the new space, up to the end.
   dd if=/dev/urandom of=/mnt/new$round bs=1M count=$((size - $(df -m /mnt | awk 'END { print $3 }') - 24)) oflag=direct status=none ||
     fail "the new space cannot be used"
   dd if=$disk of=/dev/null bs=1M skip=$((size - 1)) count=1 iflag=direct status=none || fail "the new end cannot be read"

@@ -1,4 +1,4 @@
-# As killed, on a disk that is the root of the system, too (system=disk): each program is read from it.
+# Like `killed`, on a disk that is also the root of the system (system=disk): programs are read from it.
 #
 # beats=N   as there
 

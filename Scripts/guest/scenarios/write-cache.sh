@@ -8,7 +8,7 @@ write_and_sync() { dd if=/dev/zero of=$disk bs=64k count=4 conv=notrunc,fsync st
 
 choose() { # cache type
   echo "$1" >$block/cache_type
-  [ "$(cat $block/cache_type)" = "$1" ] || fail "the disk did not take '$1'"
+  [ "$(cat $block/cache_type)" = "$1" ] || fail "the disk did not accept '$1'"
 }
 
 choose "write back"

@@ -1,6 +1,6 @@
-# What the scenario `zoned` left, in another guest on another process: the zones are as they were, and so are the files on btrfs.
+# The disk that the scenario `zoned` left, in another guest with another server: the zones and the files on btrfs are unchanged.
 #
-# report=SUM      what the guest before said of its zones
+# report=SUM      sum of the previous guest's zone report
 
 found=$(blkzone report $disk | md5sum | cut -d ' ' -f 1)
 [ "$found" = "$report" ] || {

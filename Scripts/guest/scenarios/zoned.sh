@@ -1,7 +1,7 @@
-# A disk with zones as Linux sees it: the block layer's words for it, every zone command, fio writing zones in sequence, and
-# filesystems made for such disks (zonefs, btrfs). At the end the zones are as btrfs left them.
+# A zoned disk as Linux sees it: the block layer's attributes, every zone command, fio writing zones sequentially, and
+# filesystems for such disks (zonefs, btrfs). At the end the zones are as btrfs left them.
 #
-# zones=N, zone=MIB, capacity=MIB, conventional=N, open=N, active=N    what the disk should be like
+# zones=N, zone=MIB, capacity=MIB, conventional=N, open=N, active=N    the expected properties of the disk
 
 queue=$block/queue
 [ "$(feature 17)" = 1 ] || fail "the driver did not accept ZONED"
@@ -41,8 +41,8 @@ first=$conventional
 expect_zone $first em
 write $first 0 256 || fail "the beginning of a zone cannot be written: $(cat /tmp/dd)"
 expect_zone $first oi 512
-! write $first 512 4 || fail "a write was taken far from the write pointer"
-! write $first 0 4 || fail "a write was taken behind the write pointer"
+! write $first 512 4 || fail "a write far from the write pointer was accepted"
+! write $first 0 4 || fail "a write before the write pointer was accepted"
 expect_zone $first oi 512
 write $first 256 4 || fail "the zone cannot be written any more: $(cat /tmp/dd)"
 zone_command close $first
@@ -51,16 +51,16 @@ zone_command open $first
 expect_zone $first oe 520
 zone_command finish $first
 expect_zone $first fu
-! write $first 260 4 || fail "a write was taken in a full zone"
+! write $first 260 4 || fail "a write to a full zone was accepted"
 zone_command reset $first
 expect_zone $first em 0
 
 # Explicitly open zones up to the limit, and one more.
 for number in $(seq 0 $((open - 1))); do zone_command open $((first + number)); done
-! zone_command open $((first + open)) 2>/tmp/blkzone || fail "more zones are open than may be"
+! zone_command open $((first + open)) 2>/tmp/blkzone || fail "more zones are open than allowed"
 blkzone reset $disk
 expect_zone $first em 0
-# Conventional zones are written anywhere.
+# Conventional zones can be written anywhere.
 if [ "$conventional" -gt 0 ]; then write 0 512 64 && write 0 128 64 || fail "a conventional zone cannot be written: $(cat /tmp/dd)"; fi
 
 # fio knows zones: in sequence within each, zones at random, everything read back and compared.
@@ -68,7 +68,7 @@ fio --name=zbd --filename=$disk --direct=1 --zonemode=zbd --ioengine=libaio --io
   --offset=$((first * zone))m --size=$((8 * zone))m --io_size=24m --max_open_zones=4 --verify=crc32c --do_verify=1 \
   --verify_fatal=1 --output=/tmp/fio || {
   cat /tmp/fio
-  fail "fio found the disk wrong"
+  fail "fio found wrong data on the disk"
 }
 blkzone reset $disk
 
@@ -90,7 +90,7 @@ expect_zone $((first + 2)) fu
 blkzone reset $disk
 dd if=/dev/zero of=$disk bs=4096 count=1 oflag=direct conv=notrunc status=none
 
-# btrfs writes everything but its superblock with zone appends.
+# btrfs writes everything except its superblock with zone appends.
 mkfs.btrfs -q -f -O zoned -m single -d single $disk
 mount -t btrfs $disk /mnt
 count=0
