@@ -143,14 +143,14 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
     case .notZones(let path):
       "\(printable(path)) exists and is not a file with the states of zones: name another file with file= in --zoned"
     case .damaged(let path, let what):
-      "the states of the zones in \(printable(path)) are damaged (\(what)): put a copy in its place, or remove it, and all zones are "
-        + "empty then"
+      "the states of the zones in \(printable(path)) are damaged (\(what)): replace the file with a copy, or remove it, after which all zones "
+        + "are empty"
     case .otherImage(let path):
       "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or add adopt there if "
         + "the image was copied together with it"
     case .otherGeometry(let path, let what, let kept, let wanted):
-      "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): use the old value again, "
-        + "or remove the file, and all zones are empty then"
+      "\(printable(path)) holds the states of zones with another \(what) (\(kept) instead of \(wanted)): use the old value again, "
+        + "or remove the file, after which all zones are empty"
     }
   }
 }
