@@ -26,9 +26,9 @@ public struct BlockDeviceOptions: Sendable {
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 4 … 32768: the largest ring size that is offered, where the transport has such an offer. A ring of 4 has
-  /// room for the three descriptors of the smallest request; each ring has to be as large as the driver's largest request
-  /// without indirect descriptors.
+  /// A power of two, 4 … 32768: the largest ring size that is offered, if the transport can offer one. A ring of 4 has room for
+  /// the three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
+  /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
   /// Fields of the configuration space that differ from their defaults. By default a request has as many data segments
   /// (SEG_MAX) as fit the largest ring without indirect descriptors, at most `maximumSegments`.

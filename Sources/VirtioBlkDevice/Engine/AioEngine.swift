@@ -140,7 +140,7 @@ struct AioEngine: BlockEngine, ~Copyable {
         first += Int(accepted)
         inKernel += Int(accepted)
       } else if accepted == -EAGAIN && inKernel > (isPolling ? 1 : 0) {
-        break  // full: the rest goes when something completes
+        break  // full: the rest is submitted when something completes
       } else if accepted != -EINTR, let block = unsafe queued[first] {
         // The kernel refused this particular operation: its answer is the request's answer.
         unsafe refused.append((block, accepted == 0 ? -EIO : accepted))

@@ -35,7 +35,7 @@ public struct ImageDescription: Sendable, Equatable {
   public var isCached = false
   /// Holes can be punched, so that a discard deallocates space.
   public var canDiscard = false
-  /// The device under it has queues that are polled instead of raising interrupts.
+  /// The underlying device has queues that are polled instead of raising interrupts.
   public var canPoll = false
   /// The default answer to GET_ID: 1 to 20 printable ASCII characters, different for each image.
   public var serial = ""

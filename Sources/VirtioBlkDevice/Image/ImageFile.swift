@@ -393,7 +393,7 @@ extension ImageFile {
   public var isCached: Bool { description.isCached }
   /// Space can be deallocated.
   public var canDiscard: Bool { description.canDiscard }
-  /// The device under it has queues that are polled.
+  /// The underlying device has queues that are polled.
   public var canPoll: Bool { description.canPoll }
   var fillsHolesWhenTouched: Bool { description.fillsHolesWhenTouched }
 }

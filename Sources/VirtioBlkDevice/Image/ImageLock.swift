@@ -12,7 +12,7 @@ internal import Glibc
 enum ImageLock {
   /// One writer, or any number of readers. It is handed from server to server.
   private static let claim = Part(start: 0, count: .max - 1)
-  /// Shared by all descriptions through which a writer's requests go: while one exists, nobody gets a claim.
+  /// Shared by all descriptions that a writer's requests are submitted to: while one exists, nobody gets a claim.
   private static let writer = Part(start: .max - 1, count: 1)
   /// The mark of a server that takes over, from before it may begin until it knows that the previous one has finished with the
   /// disk.

@@ -135,7 +135,7 @@ final class NBDConnection: @unchecked Sendable {
   var failure: NBDFailure { .notConnected(location, reason) }
 
   /// Why it has ended, as far as it is known.
-  var lastWords: String { isDead ? "the connection is closed" : "it is about to end" }
+  var lastWords: String { isDead ? "the connection is closed" : "it is shutting down" }
 
   /// Its end is not announced to the server, because the connection does not work.
   var isAbandoned = false

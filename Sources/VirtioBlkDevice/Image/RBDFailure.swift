@@ -78,7 +78,7 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
       "the Ceph cluster of \(printable(uri)) has not answered for \(seconds) s: look at 'ceph -s', and start its OSDs"
     case .snapshotsAreOnlyRead(let uri): "\(printable(uri)) is a snapshot, which can only be read: serve it with --read-only"
     case .noExclusiveLock(let uri, let name):
-      "\(printable(uri)) has no exclusive lock, so that two clients could write to it: run 'rbd feature enable \(printable(name)) "
+      "\(printable(uri)) has no exclusive lock, so two clients could write to it: run 'rbd feature enable \(printable(name)) "
         + "exclusive-lock', or --no-lock if you are sure"
     case .locked(let uri, let owner):
       "\(printable(uri)) is in use by \(printable(owner)): stop that client, or use --break-lock, after which the cluster rejects all its requests"

@@ -60,7 +60,7 @@ struct MediumJob {
     var operation = operation
     operation.offset &+= UInt64(done)
     operation.length = bytes
-    // The whole operation needs no pieces of its own.
+    // The whole operation needs no separate pieces.
     guard let all = unsafe operation.segments, done > 0 || bytes < operation.length else { return operation }
     let pieces = unsafe pieces ?? .allocate(capacity: operation.segmentCount)
     unsafe self.pieces = pieces

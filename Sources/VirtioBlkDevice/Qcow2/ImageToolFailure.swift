@@ -55,7 +55,7 @@ public enum ImageToolFailure: Error, Hashable, CustomStringConvertible {
       "\(printable(path)) says that its backing file is of the format '\(printable(format))', and it was named as \(given): correct that, or "
         + "the image with 'vmm-blk image rebase -u'"
     case .onlyTheDisk(let path):
-      "the disk in \(printable(path)) is committed, and no snapshot or data file of it: leave 'snapshot' and 'data-file' out"
+      "only the disk in \(printable(path)) can be committed, not a snapshot or a data file of it: leave 'snapshot' and 'data-file' out"
     case .hasSnapshots(let path):
       "\(printable(path)) has internal snapshots, whose contents would change with the backing file: delete them first"
     case .baseTooSmall(let path, let error):

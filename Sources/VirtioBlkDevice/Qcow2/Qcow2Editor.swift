@@ -83,7 +83,7 @@ public final class Qcow2Editor {
 
   /// - Parameters:
   ///   - size: bytes.
-  ///   - backing: the size of the disk under it, bytes; 0 if there is none.
+  ///   - backing: the size of the disk in the backing file, bytes; 0 if there is none.
   func grow(to size: UInt64, over backing: UInt64) throws(ImageToolFailure) {
     try change { revision throws(Qcow2Fault) in try revision.grow(to: size, over: backing) }
   }

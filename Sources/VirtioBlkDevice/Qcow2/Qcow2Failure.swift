@@ -2,7 +2,7 @@ public import Qcow2
 public import SystemPackage
 internal import VirtioCore
 
-/// Why a qcow2 image, or a file under it, cannot be served: one sentence each.
+/// Why a qcow2 image, or a file of its chain, cannot be served: one sentence each.
 public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   /// The text, and why it does not name a qcow2 image.
   case badName(String, _ reason: String)

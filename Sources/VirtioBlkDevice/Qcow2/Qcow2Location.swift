@@ -95,7 +95,7 @@ public struct Qcow2Location: Sendable, Hashable {
   /// All files that are named.
   public var paths: [String] { [path] + backing.map(\.path) + (dataFile.map { [$0] } ?? []) }
 
-  /// How many files may be open besides those that the user named: images that images name, and their data files.
+  /// How many files may be open besides those that the user named: backing files and data files that images name.
   public var unnamedFiles: Int { folder == nil ? 0 : max(0, 2 * Self.depth - paths.count) }
 }
 

@@ -16,7 +16,7 @@ public final class Qcow2Reader {
     var options = ImageOptions(path: location.path, isReadOnly: true, direct: .off, isLocked: isLocked)
     options.qcow2 = location
     image = try ImageFile(options)
-    guard let chain = image.chain else { preconditionFailure("what was opened as a chain is one") }
+    guard let chain = image.chain else { preconditionFailure("an image that was opened as a chain has one") }
     disk = chain
   }
 

@@ -1,4 +1,4 @@
-/// A worker that moves between threads: one that it shares with others, and one of its own.
+/// A worker that moves between a shared thread and its own thread.
 internal import SystemPackage
 internal import VirtioCore
 

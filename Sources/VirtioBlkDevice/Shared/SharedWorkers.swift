@@ -20,7 +20,7 @@ public final class SharedWorkers: Sendable {
 
   /// Threads; `nil`: one for each CPU that the process may use, 8 at most.
   public let wantedCount: Int?
-  /// With fewer disks each queue has a thread of its own.
+  /// With fewer disks each queue has its own thread.
   public let leastDisks: Int
 
   private struct State {

@@ -71,7 +71,7 @@ final class WorkerHost: @unchecked Sendable {
   /// Workers that are here, or are about to be.
   var load: Int { seats.load(ordering: .relaxed) }
 
-  /// How many of them have a thread of their own.
+  /// How many of them have their own thread.
   var alone: Int { aloneCount.load(ordering: .relaxed) }
   /// How often another thread continued with the others.
   var rescues: Int { rescueCount.load(ordering: .relaxed) }
@@ -177,7 +177,7 @@ final class WorkerHost: @unchecked Sendable {
     }
   }
 
-  // MARK: Threads of their own
+  // MARK: Workers with their own thread
 
   /// - Returns: false if no thread is available.
   private func giveThread(_ worker: HostedWorker) -> Bool {

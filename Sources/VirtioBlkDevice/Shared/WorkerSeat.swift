@@ -79,7 +79,7 @@ final class WorkerSeat: @unchecked Sendable {
     return count
   }
 
-  // MARK: Who needs a thread of its own
+  // MARK: Which workers need their own thread
 
   /// Accounts for a turn on a shared thread. - Returns: whether the worker needs its own thread: it takes more than a quarter
   /// of this one, or has something to do in nearly every round, like that of a driver that waits for each answer.

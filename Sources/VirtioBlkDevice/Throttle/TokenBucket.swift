@@ -11,7 +11,7 @@ struct TokenBucket {
   private(set) var ready: UInt64
 
   /// - Parameters:
-  ///   - now: nanoseconds of a clock that never goes back, as everywhere here.
+  ///   - now: nanoseconds of a clock that never goes back.
   ///   - isFull: whether it starts with its burst, or empty.
   init(_ limit: RateLimit, now: UInt64, isFull: Bool) {
     rate = limit.perSecond

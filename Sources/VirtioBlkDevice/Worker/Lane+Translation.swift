@@ -98,8 +98,8 @@ extension Lane where Ring: ~Copyable {
   /// A notice about requests that were interrupted before this run and are still to be executed; `nil`: there are none.
   var interruptedNotice: String? {
     guard Ring.isRecorded, ring.interrupted > 0 else { return nil }
-    return "queue \(queue) stopped before all requests that an earlier server had begun were executed again (left: "
-      + "\(ring.interrupted)); the rest stays in its in-flight record, for the next server"
+    return "queue \(queue) stopped before all requests that an earlier server had begun were executed again: "
+      + "\(ring.interrupted) of them stay in its in-flight record, for the next server"
   }
 
   /// The host ranges of withdrawn translations; `nil`: unknown.

@@ -318,7 +318,7 @@ extension Lane where Ring: ~Copyable {
     case .zoneRecord:
       guard isDone, medium.word(tag(index)) == 0 else { return fail(index) }
       answerZoned(index)
-    default: preconditionFailure("a request that is none to a zone is completed as one")
+    default: preconditionFailure("a request that is not for a zone was completed as one")
     }
   }
 

@@ -209,7 +209,7 @@ struct ZoneTable: Sendable {
 
   /// A zone fails, as on failing media: it becomes read-only or offline. Offline is final.
   mutating func fail(_ zone: Int, _ state: ZoneState) {
-    precondition(state == .readOnly || state == .offline, "a zone fails to be read-only or offline")
+    precondition(state == .readOnly || state == .offline, "a zone that fails becomes read-only or offline")
     guard zones[zone].state != .offline else { return }
     become(state, zone)
   }
