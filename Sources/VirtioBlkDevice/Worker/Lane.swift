@@ -190,7 +190,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
     // The rest of this function is the path of a read or a write.
     var operation: IOOperation
-    // Either everything writable is written, or only the status byte.
+    // Either everything writable is written, or only the status byte, which counts only if it is the first writable byte.
     let written: UInt32
     // The last writable byte, wherever the descriptors' boundaries are (virtio 5.2.6).
     let statusByte = unsafe shape.statusByte

@@ -9,7 +9,8 @@ public struct ZonedOptions: Equatable, Sendable {
   public var zoneCapacity: UInt64?
   /// Zones at the beginning of the disk that can be written in any order.
   public var conventional = 0
-  /// How many zones may be open at once; 0: any number; `nil`: 128 on a disk with more zones, at most `maximumActive`.
+  /// How many zones may be open at once; 0: any number; `nil`: 128 on a disk with more zones than that, otherwise any number,
+  /// but at most `maximumActive`.
   public var maximumOpen: UInt32?
   /// How many zones may be open or closed at once; 0 or `nil`: any number.
   public var maximumActive: UInt32?
