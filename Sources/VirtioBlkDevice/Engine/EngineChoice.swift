@@ -195,7 +195,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case badThreadCount(Int)
   /// A thread is to be pinned to a CPU that this machine does not have.
   case badProcessor(Int, online: Int)
-  /// - A field of the configuration space has a value that is not possible. - Parameter remedy: what is possible.
+  /// A field of the configuration space has a value that is not possible. - Parameter remedy: what is possible.
   case badConfiguration(ConfigurationField, String)
   /// Faults are to be injected, and the null engine has no medium.
   case nothingToFail

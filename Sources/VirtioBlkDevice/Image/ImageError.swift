@@ -21,7 +21,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case locked(path: String)
   /// The image that is taken over is another file.
   case notTheSame(path: String)
-  /// - The block device is in use. - holder: by whom, as in "it is mounted on /mnt".
+  /// The block device is in use. - holder: by whom, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
   /// It cannot be resized.
   case cannotResize(path: String, Errno)
@@ -29,7 +29,7 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case noDirect(path: String)
   /// Bypassing the page cache needs requests in multiples of more than a logical block; bytes.
   case directNeedsLargerBlocks(path: String, alignment: Int, blockSize: Int)
-  /// - It looks like an image of another format. - format: its name, as in "a qcow2 image".
+  /// It looks like an image of another format. - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
   /// A failure of an NBD export.
   case nbd(NBDFailure)

@@ -4,7 +4,7 @@ internal import VirtioCore
 
 /// Why an export cannot be used.
 public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
-  /// - libnbd cannot be loaded. - reason: what the loader says.
+  /// libnbd cannot be loaded. - reason: what the loader says.
   case noLibrary(String)
   /// The text, and why it is not the URI of an export.
   case badURI(String, String)

@@ -5,11 +5,11 @@ internal import VirtioCore
 
 /// Why an image of a Ceph cluster cannot be used: one sentence each that says what to do.
 public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
-  /// - librbd cannot be loaded. - reason: what the loader says.
+  /// librbd cannot be loaded. - reason: what the loader says.
   case noLibrary(String)
   /// The text, and why it does not name an image.
   case badName(String, String)
-  /// - The configuration cannot be read. - path: `nil`: the default ones.
+  /// The configuration cannot be read. - path: `nil`: the default ones.
   case noConfiguration(path: String?, Errno)
   /// The cluster does not answer, or does not let the user in.
   case noConnection(uri: String, Errno)
@@ -23,12 +23,11 @@ public enum RBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
   case snapshotsAreOnlyRead(uri: String)
   /// The image lacks the feature exclusive-lock, so that two clients could write to it.
   case noExclusiveLock(uri: String, name: String)
-  /// - Another client has its lock. - owner: that client's address, as the cluster reports it.
+  /// Another client has its lock. - owner: that client's address, as the cluster reports it.
   case locked(uri: String, owner: String)
   /// The lock cannot be acquired.
   case cannotLock(uri: String, Errno)
-  /// A setting has a value that cannot be used.
-  /// - remedy: a command.
+  /// A setting has a value that cannot be used. - remedy: a command.
   case setOtherwise(uri: String, setting: String, value: String, remedy: String)
   /// Its caller no longer waits for it.
   case givenUp(uri: String)

@@ -110,7 +110,7 @@ public struct ZonedOptions: Equatable, Sendable {
 
 /// Why a disk cannot have zones, or not these: one sentence each that says what to do.
 public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
-  /// - remedy: what is possible.
+  /// The options do not describe possible zones. - remedy: what is possible.
   case badOption(String, String)
   /// The image is neither a raw file nor a block device. - what: what it is, as in "a qcow2 image".
   case notOnThis(path: String, what: String)
