@@ -12,7 +12,7 @@ public enum RequestKind: Int, CaseIterable, Sendable {
   case discard
   /// WRITE_ZEROES.
   case writeZeroes
-  /// GET_ID, unknown types, and requests without a whole header.
+  /// GET_ID, GET_LIFETIME, SECURE_ERASE, zone commands and reports, unknown types, and requests without a whole header.
   case other
 }
 

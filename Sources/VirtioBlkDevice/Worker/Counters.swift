@@ -13,7 +13,7 @@ public struct BlockCounters: Hashable, Sendable {
   public var discards: UInt64 = 0
   /// WRITE_ZEROES requests.
   public var writeZeroes: UInt64 = 0
-  /// GET_ID, GET_LIFETIME, SECURE_ERASE, and requests that were refused because of their type.
+  /// GET_ID, GET_LIFETIME, SECURE_ERASE, zone commands and reports, and requests that were refused because of their type.
   public var others: UInt64 = 0
   /// Requests answered with a status other than OK.
   public var failures: UInt64 = 0
