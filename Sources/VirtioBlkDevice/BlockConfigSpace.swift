@@ -1,9 +1,9 @@
 /// The configuration space of a block device (virtio 5.2.4), as bytes.
 internal import VirtioCore
 
-/// Everything in it but `writeback` and what follows from the size is fixed when the device is made.
+/// Everything in it except `writeback` and the fields that follow from the size is fixed when the device is made.
 struct BlockConfigSpace {
-  /// `struct virtio_blk_config` of virtio 1.3 and later; what belongs to features that are not offered is zero.
+  /// `struct virtio_blk_config` of virtio 1.3 and later; the fields of features that are not offered are zero.
   static let size = 96
   static let writebackOffset = 32
 
@@ -75,7 +75,7 @@ struct BlockConfigSpace {
     set { bytes[Self.writebackOffset] = newValue }
   }
 
-  /// Zero where there is nothing, whatever the offset and count.
+  /// Bytes outside it read as zero, whatever the offset and count.
   func read(at offset: Int, count: Int) -> [UInt8] {
     guard count > 0 else { return [] }
     return (0..<count).map { index in
@@ -84,8 +84,8 @@ struct BlockConfigSpace {
     }
   }
 
-  /// What `writeback` becomes by a driver's write; `nil` when the write is not a write to it. A wider access is fine as long
-  /// as it changes nothing else.
+  /// The new value of `writeback` after a driver's write; `nil` if the write does not set it. A wider access is accepted if it
+  /// changes nothing else.
   func writeback(writing new: [UInt8], at offset: Int) -> UInt8? {
     let index = Self.writebackOffset.subtractingReportingOverflow(offset)
     guard !index.overflow, new.indices.contains(index.partialValue), new.count <= Self.size else { return nil }

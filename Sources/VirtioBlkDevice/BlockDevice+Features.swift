@@ -1,4 +1,4 @@
-/// What a disk offers, and what of that can be left out.
+/// The features that a disk offers, and which of them can be withheld.
 public import VirtioCore
 
 extension BlockDevice {
@@ -33,14 +33,14 @@ extension BlockDevice {
   /// - RING_RESET (virtio 2.6.1) and NOTIFICATION_DATA (virtio 2.7.23) need a transport that supports them.
   public static func featuresOnRequest(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.accessPlatform, .inOrder, .orderPlatform, .ringReset, .notificationData, .suspend]
-    // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and clones of an
-    // image in a cluster keep them, too.
+    // A qcow2 image writes to new clusters and leaves the old contents in clusters that are shared or freed. Snapshots and
+    // clones of an image in a cluster keep them, too.
     if !image.isReadOnly, image.zones == nil, !image.keepsTables, image.rbd == nil { features.insert(.blockSecureErase) }
     return features
   }
 
-  /// What cannot be left out: a driver has to know that the disk is read-only, how large the blocks are that it has to respect
-  /// (virtio 5.2.5), and that zones are written sequentially; and the device is always one of version 1.
+  /// The features that cannot be withheld: a driver has to know that the disk is read-only, how large the blocks are that it
+  /// has to respect (virtio 5.2.5), and that zones are written sequentially; and the device is always one of version 1.
   public static func requiredFeatures(of image: ImageFile) -> FeatureSet {
     var features: FeatureSet = [.version1]
     if image.isReadOnly { features.insert(.blockReadOnly) }

@@ -1,8 +1,8 @@
-/// A disk that is paused because its operator wants it to be: to copy its image, or to fix what is wrong with it.
+/// Pausing a disk at its operator's request: to copy the image, or to repair the medium.
 internal import VirtioCore
 
 extension BlockDevice {
-  /// Stops all queues from popping requests, those that start later included. Requests in flight are completed and answered;
+  /// Stops all queues from popping requests, including those that start later. Requests in flight are completed and answered;
   /// the driver sees a delay but no error. Queues can be started and stopped in the meantime.
   public func pause() {
     isPaused = true
@@ -34,7 +34,7 @@ extension BlockDevice {
     }
   }
 
-  /// A worker says that nothing of its queues is in flight.
+  /// A worker reports that nothing is in flight on its queues.
   func rests(_ worker: Int, _ pause: UInt64) {
     if pause == pauseNumber { restlessWorkers.remove(worker) }
   }

@@ -27,21 +27,21 @@ extension BlockDevice {
       return true
     }
     let isOfThisKind = worker.kind == kind
-    // One of the other kind that has queues ends with the last of them; nobody can say when.
+    // A worker of the other kind that has queues ends with the last of them, and nobody can say when.
     guard isOfThisKind || !worker.hasBegun else { return false }
     let isTaken = worker.mailbox.post { orders in
       if isOfThisKind { orders.prepare = order }
       orders.unprepares = !isOfThisKind
     }
     if isOfThisKind && isTaken { return true }
-    // It ends at once, and the next one is prepared.
+    // The worker ends at once, and the next one is prepared.
     places[index].waiting.prepare = order
     places[index].preparesKind = kind
     return true
   }
 
   public func unprepare() {
-    // Answers that are on their way are those of an earlier call now.
+    // Answers that are still on their way now belong to an earlier call.
     preparationNumber &+= 1
     unpreparedWorkers = []
     events.dropPreparations()
@@ -54,7 +54,7 @@ extension BlockDevice {
     }
   }
 
-  /// What a worker's answer to `prepare` is to the transport; `nil`: nothing yet.
+  /// The event for the transport that follows from a worker's answer to `prepare`; `nil`: none yet.
   func answer(_ preparation: Preparation) -> DeviceEvent? {
     guard preparation.number == preparationNumber, unpreparedWorkers.remove(preparation.worker) != nil else { return nil }
     if let error = preparation.error {

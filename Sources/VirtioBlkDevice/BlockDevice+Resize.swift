@@ -1,8 +1,8 @@
-/// A disk that becomes larger or smaller while a driver has it.
+/// Resizing a disk while a driver uses it.
 internal import VirtioCore
 
 extension BlockDevice {
-  /// The image has another size than before, because somebody elsewhere resized it. - Parameter bytes: as it is now.
+  /// The image was resized by somebody else. - Parameter bytes: its new size.
   func follow(_ bytes: UInt64) {
     let (before, size) = (image.size, bytes - bytes % UInt64(image.logicalBlockSize))
     guard size != before else { return }
@@ -29,7 +29,7 @@ extension BlockDevice {
     }
     configuration.resize(to: size)
     configurationGeneration &+= 1
-    // Release: who finds the new end finds the mapping given up.
+    // Release: a worker that sees the new end also sees that the mapping was given up.
     shared.capacity.storeRelease(size / 512)
     events.post(.configurationChanged)
   }

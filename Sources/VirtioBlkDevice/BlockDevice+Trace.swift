@@ -4,16 +4,16 @@ internal import VirtioCore
 
 /// One trace of one device; used on the thread that calls the device's methods.
 package final class DeviceTrace {
-  /// Tells it from those before.
+  /// Distinguishes it from earlier traces.
   package let number: UInt64
   /// Records for each thread.
   package let capacity: Int
   package let start: TraceMoment
-  /// `nil`: it runs.
+  /// `nil`: it is still running.
   package fileprivate(set) var end: TraceMoment?
-  /// Of the threads that were there in the meantime.
+  /// Of the threads that ran in the meantime.
   fileprivate var buffers: [Int: TraceBuffer] = [:]
-  /// Threads that have not reported yet that they write no more.
+  /// Threads that have not yet reported that they have stopped writing.
   package fileprivate(set) var pending: Set<Int> = []
 
   fileprivate let budget: Int?
@@ -25,7 +25,7 @@ package final class DeviceTrace {
     start = .now
   }
 
-  /// It is stopped, and all of it can be read.
+  /// Whether it has stopped and all of it can be read.
   package var isComplete: Bool { end != nil && pending.isEmpty }
 
   /// Threads that can be read, by their numbers.
@@ -44,12 +44,12 @@ extension TraceMoment {
 }
 
 extension BlockDevice {
-  /// Begins to write down what happens to requests. Whatever was traced before is released.
+  /// Starts to record what happens to requests. The previous trace is released.
   ///
-  /// - Parameter records: for each of the device's threads, 1 … 2^24, rounded up to a power of two, of `TraceRecord.size`
-  ///   bytes each; what is older is overwritten.
-  /// - Parameter budget: those that each thread writes within a tenth of a second, about; `nil`: all.
-  /// - Throws: there is no memory.
+  /// - Parameter records: for each of the device's threads, 1 … 2^24, rounded up to a power of two, of `TraceRecord.size` bytes
+  ///   each; older ones are overwritten.
+  /// - Parameter budget: about how many records each thread writes in a tenth of a second; `nil`: all.
+  /// - Throws: if there is not enough memory.
   package func startTrace(records: Int, budget: Int? = nil) throws(Errno) {
     traceNumber &+= 1
     let capacity = Self.capacity(records)
@@ -63,7 +63,8 @@ extension BlockDevice {
     }
   }
 
-  /// Ends it. It can be read when `DeviceTrace.isComplete`, some time later when the device's events have been taken.
+  /// Stops the trace. It can be read once `DeviceTrace.isComplete` is true: some time later, when the device's events have been
+  /// taken.
   package func stopTrace() {
     guard let trace, trace.end == nil else { return }
     trace.end = .now
@@ -72,13 +73,13 @@ extension BlockDevice {
     }
   }
 
-  /// Releases what was traced, and stops it if it runs.
+  /// Releases the trace, and stops it first if it is running.
   package func dropTrace() {
     stopTrace()
     trace = nil
   }
 
-  /// For a worker that is made now; `nil`: nothing is traced.
+  /// The order for a worker that is being made; `nil`: nothing is traced.
   func traceOrder(ofPlace index: Int) -> TraceOrder? {
     guard let trace, trace.end == nil else { return nil }
     if let buffer = trace.buffers[index] { return .start(buffer) }
@@ -90,22 +91,22 @@ extension BlockDevice {
     return .start(buffer)
   }
 
-  /// A worker writes no more.
+  /// A worker has stopped writing.
   func traceStopped(worker: Int, number: UInt64) {
     if trace?.number == number { trace?.pending.remove(worker) }
   }
 
-  /// A worker is over, whatever its orders were.
+  /// A worker has ended, whatever its orders were.
   func traceEnded(worker: Int) { trace?.pending.remove(worker) }
 
   func laneCount(ofPlace index: Int) -> Int { (queueCount - index + threadCount - 1) / threadCount }
 }
 
 extension BlockDevice {
-  /// Bytes that a trace may come to, with a thread in every place.
+  /// Bytes that a trace may take, with a thread in every place.
   package func memoryOfTrace(records: Int) -> Int { Self.capacity(records) * TraceRecord.size * threadCount }
 
-  /// Bytes that what is traced, or was last, may come to.
+  /// Bytes that the current or latest trace may take.
   package var traceMemory: Int { trace.map { memoryOfTrace(records: $0.capacity) } ?? 0 }
 
   static func capacity(_ records: Int) -> Int { 1 << (Int.bitWidth - max(records - 1, 1).leadingZeroBitCount) }

@@ -26,9 +26,9 @@ public struct BlockDeviceOptions: Sendable {
 
   /// 1 … 256.
   public var queueCount = 1
-  /// A power of two, 4 … 32768: the largest ring size that is offered, where the transport has such an offer. A ring of 4 has
-  /// room for the three descriptors of the smallest request; each ring has to be as large as the driver's largest request
-  /// without indirect descriptors.
+  /// A power of two, 4 … 32768: the largest ring size that is offered, if the transport can offer one. A ring of 4 has room for
+  /// the three descriptors of the smallest request; each ring has to be as large as the driver's largest request without
+  /// indirect descriptors.
   public var maximumQueueSize: UInt16 = 1024
   /// Fields of the configuration space that differ from their defaults. By default a request has as many data segments
   /// (SEG_MAX) as fit the largest ring without indirect descriptors, at most `maximumSegments`.
@@ -52,11 +52,11 @@ public struct BlockDeviceOptions: Sendable {
   public var onError = ErrorPolicy.report
   /// Features of `BlockDevice.featuresOnRequest(of:)` to offer in addition.
   public var requestedFeatures = FeatureSet()
-  /// Threads that it may share with other disks; `nil`: threads of its own.
+  /// Threads that it may share with other disks; `nil`: it has its own threads.
   public var shared: SharedWorkers?
-  /// It shares them whatever its medium is, for tests.
+  /// Whether it shares them whatever its medium is, for tests.
   package var sharesAnyMedium = false
-  /// Feature bits that are not offered although the device has them; not of those that are required.
+  /// Feature bits that are not offered although the device has them. Required features cannot be withheld.
   public var withheldFeatures = FeatureSet()
   /// Whether to record how long requests take and how many are in flight, for `BlockDevice.metrics`.
   public var metrics = true
@@ -64,9 +64,9 @@ public struct BlockDeviceOptions: Sendable {
   public var limits = RateLimits()
   /// Faults to inject at the medium, to test how a guest handles them. Not with the null engine, which has no medium.
   public var faults: [FaultRule] = []
-  /// Is notified of what is done at the medium.
+  /// Observes the operations on the medium.
   package var witness: (any MediumWitness)?
-  /// A mistake that is to be found; only with the `sync` engine.
+  /// A deliberate mistake that a test has to find; only with the `sync` engine.
   package var plant: PlantedMistake?
 
   /// The defaults: one queue, the engine that suits the image, and no limits.
@@ -100,11 +100,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   private let context: LaneContext
   let mapped: MappedImage?
   private let layers: EngineLayers?
-  /// Made with the first thread of each place, which most places never have.
+  /// Made with the first worker of each place; most places never have one.
   private let counterBlocks: Mutex<[Int: CounterBlock]>
   private let metricsArea: MetricsArea?
   private let throttle: DiskThrottle
-  /// What the disk may do in a second.
+  /// The disk's limits per second.
   public private(set) var limits: RateLimits
   /// One for each thread that there can be.
   var places: [WorkerPlace]
@@ -114,15 +114,15 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   /// Where a worker runs, or can run. It ends by itself when its last queue has stopped; then the next one can come.
   struct WorkerPlace {
     var worker: Worker?
-    /// What came while the worker was about to end, or is for one of the other kind: for the next one.
+    /// Orders for the next worker: they came while this one was about to end, or need a worker of the other kind.
     var waiting = WorkerOrders()
-    /// Of those: the queues that the next worker is prepared for.
+    /// The kind of queues that the next worker is prepared for.
     var preparesKind = QueueKind(isPacked: false, isRecorded: false)
   }
 
   /// Workers whose answer to `prepare` is still to come.
   var unpreparedWorkers: Set<Int> = []
-  /// Of the last call of `prepare`.
+  /// The number of the last call of `prepare`.
   var preparationNumber: UInt64 = 0
 
   struct Worker {
@@ -130,23 +130,23 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let mailbox: WorkerMailbox
     /// Of all its queues.
     let kind: QueueKind
-    /// It ends by itself: it has been given a queue.
+    /// It has been given a queue, so it ends by itself.
     var hasBegun: Bool
   }
 
   /// The body of a worker thread.
   typealias WorkerBody = @Sendable (WorkerConfiguration, EnginePlan) -> Void
   private let workerBody: WorkerBody
-  /// Threads that its queues may share with those of other disks; `nil`: it needs threads of its own.
+  /// Threads that its queues may share with those of other disks; `nil`: it needs its own threads.
   private let sharedWorkers: SharedWorkers?
 
-  /// A disk on this image. No thread runs before a queue is started. - Throws: options that do not fit each other, the image
+  /// A disk on this image. No thread runs before a queue is started. - Throws: if the options do not fit each other, the image
   /// or this machine.
   public convenience init(image: ImageFile, options: BlockDeviceOptions = .init()) throws(EngineError) {
     try self.init(image: image, options: options, mayShare: true, workerBody: { serve($0, $1) })
   }
 
-  /// With another engine under the same worker, as tests have it.
+  /// With another engine under the same worker, for tests.
   init(
     image: ImageFile, options: BlockDeviceOptions, mayShare: Bool = false, workerBody: @escaping WorkerBody
   ) throws(EngineError) {
@@ -207,7 +207,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     for place in places { _ = place.worker?.mailbox.post { $0.stopsAll = true } }
     for index in places.indices {
       guard let worker = places[index].worker else { continue }
-      // What a worker that was abandoned reads and writes stays; this is rare, and once.
+      // Memory that an abandoned worker reads and writes is not freed; this is rare, and happens once.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else { continue }
       worker.run.join()
       places[index].worker = nil
@@ -269,11 +269,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       return launch(index, orders, kind: kind)
     }
     if worker.kind != kind {
-      // It ends with its last queue, and the next one is of the other kind. Only one that was abandoned may never end.
+      // It ends with its last queue, and the next one is of the other kind. Only an abandoned worker may never end.
       guard !leftQueues.contains(where: { $0 % threadCount == index }) else {
         return events.post(.notStarted(queue: queue, .leftBehind))
       }
-      // One that was prepared has no last queue.
+      // A worker that was only prepared has no last queue.
       _ = worker.mailbox.post { $0.unprepares = true }
       return places[index].waiting.add(queue) { $0.start = activation }
     }
@@ -296,9 +296,9 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public internal(set) var isPaused = false
   /// Workers that have not said that nothing is in flight since it was paused.
   var restlessWorkers: Set<Int> = []
-  /// Of the last call of `pause`.
+  /// The number of the last call of `pause`.
   var pauseNumber: UInt64 = 0
-  /// What is traced, or was last.
+  /// The current or latest trace.
   package internal(set) var trace: DeviceTrace?
   var traceNumber: UInt64 = 0
 
@@ -307,7 +307,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
   public func setLimits(_ limits: RateLimits) {
     self.limits = limits
     throttle.set(limits, now: Clock.now)
-    // A worker that is about to end leaves nothing that waits, and the next one looks for itself.
+    // A worker that is about to end has no waiting requests, and the next one reads the new limits itself.
     for place in places { _ = place.worker?.mailbox.post { $0.changesLimits = true } }
   }
 
@@ -343,10 +343,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     return told
   }
 
-  /// Nothing is heard of a queue that was left; with its last word it is gone. - Returns: whether the event is such a queue's.
+  /// Drops the events of queues that were left, and forgets such a queue with its last event. - Returns: whether the event
+  /// belongs to such a queue.
   private func swallow(_ event: DeviceEvent) -> Bool {
     switch event {
-    // An answer to those who are there now.
+    // Answers to the present caller, not news of a queue that was left.
     case .notStarted(_, .leftBehind), .prepared, .notPrepared, .configurationChanged, .notice: false
     case .notStarted(let queue, _), .stopped(let queue, _): leftQueues.remove(queue) != nil
     case .started(let queue), .queueFailed(let queue, _), .translationMissed(let queue, _), .withdrawn(let queue):
@@ -380,16 +381,16 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     }
   }
 
-  /// To the queue's worker; where there is none, the queue does not run and there is nothing to do.
+  /// Posts an order to the queue's worker. Without a worker the queue does not run, and there is nothing to do.
   private func order(_ queue: Int, _ change: (inout QueueOrder) -> Void) {
     let index = queue % threadCount
-    // A queue that waits for the next worker is not the present one's.
+    // A queue that waits for the next worker does not belong to the present one.
     guard places[index].waiting.queues[queue] == nil else { return places[index].waiting.add(queue, change) }
     guard let worker = places[index].worker else { return }
     _ = worker.mailbox.post { $0.add(queue, change) }
   }
 
-  /// Makes a worker that begins with these orders. Where none can be made, that is the answer to them.
+  /// Makes a worker that begins with these orders. If that fails, the error is the answer to them.
   func launch(_ index: Int, _ orders: WorkerOrders, kind: QueueKind) {
     do throws(QueueError) { places[index].worker = try makeWorker(index, orders, kind: kind) } catch {
       for (queue, order) in orders.queues where order.start != nil { events.post(.notStarted(queue: queue, error)) }
@@ -452,7 +453,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     guard !waiting.isEmpty else { return }
     let starts = waiting.queues.values.compactMap(\.start)
     guard !starts.isEmpty || waiting.prepare != nil else { return }
-    // Whichever of them are not of this kind are told that they cannot be started.
+    // Queues that are not of this kind get the answer that they cannot be started.
     let kind = QueueKind(
       isPacked: starts.first?.kind.isPacked ?? preparesKind.isPacked,
       isRecorded: starts.isEmpty ? preparesKind.isRecorded : starts.contains(where: \.kind.isRecorded),

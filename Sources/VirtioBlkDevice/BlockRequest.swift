@@ -26,7 +26,7 @@ struct RequestHeader {
   /// Copies the header out of guest memory, once. - Parameter pointer: 16 readable bytes.
   @inline(__always)
   init(copying pointer: UnsafeMutableRawPointer) {
-    // A driver may put it anywhere.
+    // It may have any alignment.
     let low = unsafe clinux_load_once(pointer)
     let high = unsafe clinux_load_once(pointer + 8)
     type = UInt32(truncatingIfNeeded: UInt64(littleEndian: low))

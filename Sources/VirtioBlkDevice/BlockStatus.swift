@@ -1,4 +1,4 @@
-/// The answer byte of a block request (virtio 5.2.6).
+/// The status byte of a block request (virtio 5.2.6).
 enum BlockStatus: UInt8 {
   case ok = 0
   case ioError = 1

@@ -41,8 +41,7 @@ public struct ConfigurationChoice: Equatable, Sendable {
   /// Nothing was chosen.
   public var isEmpty: Bool { values.isEmpty }
 
-  /// What was chosen for a field, in the unit of the field; `nil`: nothing. Whether a device can have it is checked when one
-  /// is made.
+  /// The value chosen for a field, in the field's unit; `nil`: none. Whether a device supports it is checked when one is made.
   public subscript(_ field: ConfigurationField) -> UInt32? {
     get { values[field] }
     set { values[field] = newValue }
@@ -53,11 +52,11 @@ public struct ConfigurationChoice: Equatable, Sendable {
     ConfigurationField.allCases.compactMap { field in self[field].map { "\(field.rawValue)=\($0)" } }.joined(separator: ",")
   }
 
-  /// What is in the configuration space if this is chosen.
+  /// The limits of a disk with this choice.
   ///
-  /// - Parameter isTranslated: an IOMMU may make a piece of each page, and a request of the largest size has to be carried out all the
-  ///   same.
-  /// - Throws: `EngineError.badConfiguration`, of a value that this device cannot keep to on this image.
+  /// - Parameter isTranslated: an IOMMU may make each page a separate piece, and a request of the largest size has to fit even
+  ///   then.
+  /// - Throws: `EngineError.badConfiguration`, for a value that this device does not support on this image.
   func limits(of image: ImageFile, queueSize: UInt16, isTranslated: Bool) throws(EngineError) -> BlockLimits {
     let sectors = UInt32(image.logicalBlockSize / 512)
     var most = max(1, min(BlockDeviceOptions.maximumSegments, Int(queueSize) - 2))
@@ -69,7 +68,7 @@ public struct ConfigurationChoice: Equatable, Sendable {
       }
       return chosen
     }
-    // Sectors of whole blocks.
+    // Sectors that make whole blocks.
     func blocks(_ field: ConfigurationField, _ usual: UInt32, _ range: ClosedRange<UInt32>) throws(EngineError) -> UInt32 {
       let chosen = try value(field, usual, range)
       guard chosen % sectors == 0 else {
@@ -95,10 +94,10 @@ public struct ConfigurationChoice: Equatable, Sendable {
     limits.discard.ranges = try value(.discardRanges, usual.ranges, ranges)
     limits.discard.alignment = try blocks(.discardAlignment, UInt32(image.description.discardAlignment / 512), range)
     limits.zero.sectors = try blocks(.zeroSectors, usual.sectors, range)
-    // In a zone it is a write, and a request is one write.
+    // In a zone, zeroes are written, and a request is one write.
     limits.zero.ranges = try value(.zeroRanges, image.zones == nil ? usual.ranges : 1, image.zones == nil ? ranges : 1...1)
     if let append = image.zones?.geometry.maximumAppend, UInt64(append) * 512 > limits.requestBytes {
-      throw .badConfiguration(.segMax, "an append of a zoned disk is one request of \(UInt64(append) * 512) bytes: use more")
+      throw .badConfiguration(.segMax, "an append to a zoned disk is one request of \(UInt64(append) * 512) bytes: use more")
     }
     limits.erase.sectors = try blocks(.eraseSectors, usual.sectors, range)
     limits.erase.ranges = try value(.eraseRanges, usual.ranges, ranges)

@@ -7,13 +7,14 @@ internal import VirtioCore
 final class SharedBlock: @unchecked Sendable {
   /// The configuration's `writeback` byte, as a word.
   let writeback: SharedCell<UInt32>
-  /// Of the disk, 512-byte sectors. Release and acquire: who sees a larger disk sees what was done to make it so.
+  /// The size of the disk, 512-byte sectors. Release and acquire: a worker that sees a new size also sees what was done before
+  /// it was stored.
   let capacity: SharedCell<UInt64>
   let serial: UnsafeRawPointer
   let zeroes: UnsafeMutableRawPointer
 
   private let block: UnsafeMutableRawPointer
-  /// Only mapped: its pages are there once somebody writes zeroes.
+  /// Only mapped: its pages are allocated when they are first used.
   private let zeroMapping: Mapping
 
   init(serial text: String, capacity sectors: UInt64) throws(Errno) {

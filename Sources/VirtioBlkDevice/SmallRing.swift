@@ -1,15 +1,15 @@
-/// Rings that are too small for what the device says of itself.
+/// Rings that are too small for the device's SEG_MAX.
 internal import VirtioCore
 
-/// SEG_MAX is one number for all queues, said before any of them is set up (virtio 5.2.4), and the size of a ring is a
-/// driver's or a front-end's choice, made after it. A request with as many segments as SEG_MAX allows has a header and a status,
-/// too; without indirect descriptors each takes a place in the ring. A driver that believes SEG_MAX waits for so many free
-/// places, and in a smaller ring waits for good (Linux does).
+/// SEG_MAX is one number for all queues, reported before any of them is set up (virtio 5.2.4); the driver or the front-end
+/// chooses the size of a ring afterwards. A request with SEG_MAX segments also has a header and a status, and without indirect
+/// descriptors each takes an entry of the ring. A driver that relies on SEG_MAX waits for that many free entries, and in a
+/// smaller ring it waits forever (Linux does).
 enum SmallRing {
   /// - Parameters:
-  ///   - activation: of a queue that is about to start.
+  ///   - activation: that of a queue that is about to start.
   ///   - segments: SEG_MAX.
-  /// - Returns: one sentence for the operator; `nil` where the largest request fits.
+  /// - Returns: one sentence for the operator; `nil` if the largest request fits.
   static func warning(_ activation: Activation, segments: Int) -> String? {
     let size = Int(activation.configuration.size)
     guard size < segments + 2, !activation.features.contains(.indirectDescriptors) else { return nil }

@@ -147,7 +147,7 @@ import VirtioCore
   /// The error names the holder by process ID and name, and what it does only as far as its lock tells.
   @Test(.enabled(if: Host.hasPython, "python3 is not there; 'Scripts/setup.sh counts' installs it"), arguments: [false, true])
   func theHolderIsNamed(isReadOnly: Bool) throws {
-    let nobody = "another process that writes to it: stop that one"
+    let nobody = "another process that writes to it: stop it"
     #expect(LockHolder.words(path, stranger: "another process") == nobody)
     // A descriptor without a lock, which has to be ignored.
     let number = unsafe clinux_open(path, O_RDWR | O_CLOEXEC, 0)
@@ -170,7 +170,7 @@ import VirtioCore
     let error = try #require(throws: ImageError.self) { try ImageFile(ImageOptions(path: path)) }
     let deed = isReadOnly ? "has it open" : "writes to it"
     #expect("\(error)".contains("is in use by another process that \(deed) (process "))
-    #expect("\(error)".contains(", python3): stop that one, or use --no-lock"), "\(error)")
+    #expect("\(error)".contains(", python3): stop it, or use --no-lock"), "\(error)")
     withExtendedLifetime(file) {}
   }
 

@@ -109,7 +109,7 @@ extension Host {
     if Host.verifiesNames {
       _ = try ImageFile(options)
     } else {
-      #expect { try ImageFile(options) } throws: { "\($0)".contains("before 1.22") && "\($0)".contains("in numbers") }
+      #expect { try ImageFile(options) } throws: { "\($0)".contains("before 1.22") && "\($0)".contains("numeric address") }
     }
   }
 

@@ -1,46 +1,46 @@
-/// Linux's older asynchronous interface, through libaio: for where io_uring is forbidden. Asynchronous only with O_DIRECT on a
-/// real disk; elsewhere the kernel does the work inside io_submit.
+/// Linux's older asynchronous interface, through libaio: for systems where io_uring is forbidden. It is asynchronous only with
+/// O_DIRECT on a real disk; otherwise the kernel does the work inside io_submit.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// Completions are taken straight from the ring that the kernel keeps in this process, so what is done when io_submit returns
-/// costs no second call. Kicks and the mailbox are in an epoll set, and one more operation polls that set: so a single call
-/// sleeps for everything, and a completion has to signal nothing.
+/// Completions are read directly from the ring that the kernel maps into this process, so what is done when io_submit returns
+/// costs no second call. Kicks and the mailbox are in an epoll set, and one more operation polls that set, so a single call
+/// waits for everything, and a completion need not signal an eventfd.
 @safe
 struct AioEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
-  /// Operations in the kernel at once. All processes of a machine share 65536 by default.
+  /// The most operations in the kernel at once. By default all processes of a machine share 65536.
   private static let kernelDepth = 256
-  /// What the data of the poll says instead of a tag.
+  /// The data of the poll, in place of a tag.
   private static let pollMark: UInt64 = 1 << 32
 
   private let medium: PlainIO
   private var waiter: EpollWaiter
   private let context: io_context_t
-  /// Whether the kernel's ring has the layout that is known here; otherwise completions are requested.
+  /// Whether the kernel's ring has the layout known here; otherwise completions are fetched with a system call.
   private let readsRing: Bool
   /// One control block for each operation that can be in flight and one for the poll, and which of the former are free.
   private let blocks: UnsafeMutablePointer<iocb>
   private let freeBlocks: UnsafeMutablePointer<UInt32>
   private var freeCount: Int
   private let pollBlock: UnsafeMutablePointer<iocb>
-  /// The kernel watches the epoll set. A poll tells once and then has to be requested again.
+  /// The kernel watches the epoll set. A poll reports once and then has to be armed again.
   private var isPolling: Bool
   /// Started and not yet in the kernel, first in first out.
   private let queued: UnsafeMutablePointer<UnsafeMutablePointer<iocb>?>
   private var queuedCount: Int
   private var parts: BatchParts
-  /// What the last call that slept brought.
+  /// What the last call that slept returned.
   private let completed: UnsafeMutablePointer<io_event>
   private var completedCount: Int
   private var nextCompleted: Int
-  /// With the poll.
+  /// Operations in the kernel, including the poll.
   private var inKernel: Int
   private var calls: UInt64
-  /// Operations that io_submit itself refused; empty but for broken media.
+  /// Operations that io_submit itself refused; empty unless the medium is broken.
   private var refused: [(UnsafeMutablePointer<iocb>, Int32)]
 
   /// - Parameters:
@@ -53,7 +53,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     guard result == 0, let context = unsafe context else { throw Errno(rawValue: -result) }
     let blocks = UnsafeMutablePointer<iocb>.allocate(capacity: depth + 1)
     unsafe blocks.initialize(repeating: iocb(), count: depth + 1)
-    // A kernel that cannot poll (before Linux 4.19) is found out here.
+    // A kernel that cannot poll (before Linux 4.19) is detected here.
     var first: UnsafeMutablePointer<iocb>? = unsafe blocks + depth
     unsafe clinux_aio_prepare_poll(first, waiter.descriptor, Self.pollMark)
     let accepted = unsafe io_submit(context, 1, &first)
@@ -101,7 +101,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     case .read, .write:
       let isRead = operation.kind == .read
       if operation.segmentCount == 1, let segment = unsafe operation.segments?.pointee {
-        // The kernel need not fetch a list of one.
+        // Saves the kernel from fetching a list with one element.
         opcode = isRead ? IO_CMD_PREAD : IO_CMD_PWRITE
         unsafe buffer = UnsafeRawPointer(segment.base)
         count = Int(truncatingIfNeeded: operation.length)
@@ -140,9 +140,9 @@ struct AioEngine: BlockEngine, ~Copyable {
         first += Int(accepted)
         inKernel += Int(accepted)
       } else if accepted == -EAGAIN && inKernel > (isPolling ? 1 : 0) {
-        break  // full: the rest goes when something completes
+        break  // full: the rest is submitted when something completes
       } else if accepted != -EINTR, let block = unsafe queued[first] {
-        // The kernel refused this very operation: its answer is the request's answer.
+        // The kernel refused this particular operation: its answer is the request's answer.
         unsafe refused.append((block, accepted == 0 ? -EIO : accepted))
         inKernel += 1
         first += 1
@@ -154,14 +154,15 @@ struct AioEngine: BlockEngine, ~Copyable {
   }
 
   mutating func wait(nanoseconds: Int64?) {
-    // The poll goes with the operations. Whatever happened in the epoll set since it was looked at completes it at once.
+    // The poll is submitted with the operations. Anything that happened in the epoll set since it was last checked completes it
+    // at once.
     if nanoseconds != 0, !isPolling {
       unsafe queued[queuedCount] = pollBlock
       queuedCount &+= 1
       isPolling = true
     }
     submit()
-    // What is already here, from a look before this sleep, too, would not wake anybody.
+    // Events that are already here, even from an earlier check, would not wake the thread.
     guard unsafe refused.isEmpty, nextCompleted == completedCount, !hasCompletion, !waiter.hasWake else { return }
     guard nanoseconds != 0 else { return poll() }
     calls &+= 1
@@ -173,7 +174,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     }
   }
 
-  /// An armed poll shows in the ring by itself.
+  /// An armed poll completes in the ring by itself.
   mutating func poll() {
     if !isPolling { waiter.wait(nanoseconds: 0) }
     if !readsRing, inKernel > 0, nextCompleted == completedCount { ask() }
@@ -192,7 +193,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     return otherEvent()
   }
 
-  /// What a call brought, what io_submit refused, and what happened in the epoll set.
+  /// Events that a call returned, operations that io_submit refused, and events of the epoll set.
   @inline(never)
   private mutating func otherEvent() -> EngineEvent? {
     while nextCompleted < completedCount {
@@ -222,7 +223,7 @@ struct AioEngine: BlockEngine, ~Copyable {
     nextCompleted = 0
   }
 
-  /// - Returns: `nil` for the poll, whose news are in the epoll set.
+  /// - Returns: `nil` for the poll, whose events are in the epoll set.
   @inline(__always)
   private mutating func finish(_ block: UnsafeMutablePointer<iocb>, _ data: UInt64, _ result: Int64) -> EngineEvent? {
     inKernel &-= 1

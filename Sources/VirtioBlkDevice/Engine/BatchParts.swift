@@ -1,16 +1,17 @@
-/// Handing a long batch over in parts, so that the medium does not wait until all of it is prepared.
+/// Submits a long batch in parts, so that the medium does not wait until all of it is prepared.
 
-/// When a batch that is being prepared is handed over. A disk that went idle with the completions of the last batch gets the
-/// first few operations after a microsecond or so, and each part is twice as long as the previous one: the calls stay few.
+/// Decides when a batch that is being prepared is submitted. A disk that became idle with the completions of the last batch
+/// gets the first few operations after about a microsecond, and each part is twice as long as the previous one, so there are
+/// only a few calls.
 struct BatchParts {
   private let first: Int
   private let grows: Bool
   private var part: Int
 
-  /// - Parameter isSlow: the medium works while operations are being prepared; memory does not.
+  /// - Parameter isSlow: the medium works while operations are being prepared, unlike memory.
   init(_ handover: UringSetup.Handover = .growing, isSlow: Bool) {
     switch handover {
-    // Up to four requests, as a driver at a low depth has them, stay one call.
+    // Up to four requests, as with a driver at a low queue depth, take one call.
     case .growing: (first, grows) = (isSlow ? 4 : .max, true)
     case .whole: (first, grows) = (.max, true)
     case .every(let count): (first, grows) = (count, false)
@@ -18,7 +19,7 @@ struct BatchParts {
     part = first
   }
 
-  /// Whether what is prepared goes before more is added to it.
+  /// Whether to submit what is prepared before more is added.
   @inline(__always)
   mutating func isDue(_ prepared: Int) -> Bool {
     guard prepared >= part else { return false }

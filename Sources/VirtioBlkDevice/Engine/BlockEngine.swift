@@ -1,32 +1,32 @@
-/// What moves bytes between guest memory and the medium, and what a worker sleeps in.
+/// The protocol of engines, which move data between guest memory and the medium, and in which workers sleep.
 internal import SystemPackage
 internal import VirtioCore
 
-/// One operation on the medium, given to an engine by value. The segments stay where they are until it is finished.
+/// One operation on the medium, given to an engine by value. The segments must stay in place until it is finished.
 @safe
 struct IOOperation {
   enum Kind: UInt8 {
     case read
     case write
-    /// Everything written before is on stable storage when it finishes.
+    /// When it finishes, everything written before is on stable storage.
     case flush
-    /// The range reads as zeroes and holds no space.
+    /// Afterwards the range reads as zeroes and has no space allocated.
     case punchHole
-    /// The range reads as zeroes and keeps its space.
+    /// Afterwards the range reads as zeroes and keeps its space.
     case zeroRange
-    /// The range holds space; what is written there stays.
+    /// Allocates space for the range; its data is kept.
     case allocate
-    /// The range's content does not matter any more: the call that block devices have for it. It may take long, and no engine
-    /// of files has it; see `CallPool`.
+    /// Discards the range with the call that block devices have for that. It may take long, and engines for files do not have
+    /// it; see `CallPool`.
     case blockDiscard
 
-    /// Data moves.
+    /// Whether it moves data.
     var isTransfer: Bool {
       @inline(__always) get { self == .read || self == .write }
     }
   }
 
-  /// The kind, and 0x100 where it is durable: one store, as each transfer is written down.
+  /// The kind, plus 0x100 if it is durable: a single store, because each transfer is stored.
   private var word: UInt16
   /// Bytes from the beginning of the medium.
   var offset: UInt64
@@ -60,7 +60,7 @@ struct IOOperation {
     @inline(__always) set { word = word & ~Self.durable | (newValue ? Self.durable : 0) }
   }
 
-  /// Stores the same, number by number, as they are in registers.
+  /// Stores it field by field, from registers.
   @inline(__always)
   func store(in place: UnsafeMutablePointer<IOOperation>) {
     unsafe place.pointee.word = word
@@ -71,7 +71,7 @@ struct IOOperation {
   }
 }
 
-/// What became of an operation when it was started.
+/// The outcome of starting an operation.
 enum IOOutcome {
   /// A completion with its tag will come.
   case pending
@@ -87,66 +87,66 @@ enum EngineEvent {
   case mailbox
 }
 
-/// An engine is owned by one worker and used from its thread alone. It has room for as many operations as the worker has
-/// slots, so starting one cannot fail.
+/// An engine is owned by one worker and used only on its thread. It has room for as many operations as the worker has slots, so
+/// starting one cannot fail.
 ///
 /// Waiting belongs here: an engine knows best how to sleep for completions, kicks and the mailbox at once.
 protocol BlockEngine: ~Copyable {
-  /// Data really moves between guest memory and the medium.
+  /// Whether data really moves between guest memory and the medium.
   static var movesData: Bool { get }
   /// A transfer may be finished when `start` returns.
   static var finishesInPlace: Bool { get }
   /// Most transfers are copies by the worker's own thread, and take less than a microsecond each.
   static var copies: Bool { get }
-  /// A write past the end of a file that was cut fails by itself.
+  /// Whether a write past the end of a truncated file fails by itself.
   static var noticesCuts: Bool { get }
-  /// Bytes of the largest transfer that it is given at once; at least `MediumFacts.leastStepBytes`. Where transfers take the CPU time
-  /// of the worker's own thread it is a matter of fairness: between two steps others have their turn, and the CPU is offered to
-  /// other threads.
+  /// The largest transfer that it is given at once, bytes; at least `MediumFacts.leastStepBytes`. If transfers take CPU time of
+  /// the worker's own thread, it is a matter of fairness: between two steps other queues have their turn, and the CPU is
+  /// yielded to other threads.
   static var stepBytes: UInt64 { get }
-  /// Flushes and everything about ranges have to be done elsewhere (a ring that polls its device takes nothing but transfers).
+  /// Flushes and range operations have to be done elsewhere (a ring that polls its device accepts only transfers).
   var takesOnlyTransfers: Bool { get }
-  /// It has `blockDiscard`, and that is how everything is discarded here.
+  /// It supports `blockDiscard`, and everything is discarded with it.
   var takesDiscards: Bool { get }
-  /// The kernel takes nothing from this engine any more, and nothing in flight will complete.
+  /// The kernel accepts nothing from this engine any more, and nothing in flight will complete.
   var isLost: Bool { get }
 
-  /// Something is in flight that other threads of this machine work on: kernel workers, a library's. They may have to run on the
-  /// worker's CPU.
+  /// Other threads of this machine work on something in flight: kernel workers, or a library's threads. They may need the worker's
+  /// CPU.
   var awaitsThreads: Bool { get }
 
-  /// - Parameter operation: inside the medium; a transfer has at least one byte and at most 2^30, as many as its segments.
+  /// - Parameter operation: inside the medium; a transfer has 1 … 2^30 bytes, as many as its segments together.
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome
-  /// Hands over what was started, without waiting.
+  /// Submits what was started, without waiting.
   mutating func submit()
-  /// Hands over what was started and sleeps until there is an event, or until the time is over.
+  /// Submits what was started and sleeps until there is an event, or until the time is over.
   /// - Parameter nanoseconds: `nil` sleeps without limit.
   mutating func wait(nanoseconds: Int64?)
-  /// The next event, `nil` when there is none now.
+  /// The next event; `nil`: there is none now.
   mutating func nextEvent() -> EngineEvent?
 
-  /// There is a completion that needs no sleep: the worker continues to ask for it, instead of asking for kicks.
+  /// There is a completion that needs no sleep: the worker keeps asking for events instead of waiting for kicks.
   var hasFinished: Bool { get }
 
-  /// Makes visible what has already happened, without waiting: for a worker that looks instead of sleeping.
+  /// Makes visible what has already happened, without waiting: for a worker that polls instead of sleeping.
   mutating func poll()
 
   /// Guest memory that operations will point into from now on.
   mutating func use(_ memory: GuestMemory)
 
   /// Reports kicks from now on.
-  /// - Throws: why it cannot; `unwatch` is due all the same.
+  /// - Throws: why it cannot; `unwatch` has to be called even then.
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno)
   /// Reports no more kicks for this lane. The source may be closed afterwards.
   mutating func unwatch(lane: Int)
-  /// It is lost, and what was in flight was given up: nothing of it is reported any more.
+  /// It is lost, and what was in flight has been given up: no completions are reported any more.
   mutating func abandon()
 
-  /// From now on the worker has a thread of its own (`true`), or one with others. Only of an engine that was made with a seat.
-  /// - Throws: it cannot be, and everything stays as it is.
+  /// From now on the worker has its own thread (`true`), or shares one. Only for an engine that was made with a seat.
+  /// - Throws: if that is not possible; nothing has changed then.
   mutating func move(alone: Bool) throws(Errno)
 
-  /// System calls made so far, for the proof of what a request costs.
+  /// System calls made so far, to prove what a request costs.
   var systemCalls: UInt64 { get }
 }
 

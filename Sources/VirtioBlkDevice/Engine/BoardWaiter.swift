@@ -1,4 +1,5 @@
-/// How an engine waits whose operations are finished by other threads: for them, for kicks and for the mailbox at once.
+/// Waits for completions from other threads, for kicks and for the mailbox at once: for engines whose operations are executed
+/// by other threads.
 internal import SystemPackage
 internal import VirtioCore
 
@@ -8,7 +9,7 @@ struct BoardWaiter: ~Copyable {
   let board: CompletionBoard
   private let counter: OwnedDescriptor
   private var waiter: EpollWaiter
-  /// Taken off the board, and not told yet.
+  /// Taken from the board, and not reported yet.
   private var finished: [(tag: UInt32, result: Int32)] = []
 
   init(mailbox: Int32) throws(Errno) {

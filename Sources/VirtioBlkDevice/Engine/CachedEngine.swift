@@ -1,9 +1,9 @@
-/// For images in the page cache: what is there is copied out of a mapping, which is a third of the cost of a call; io_uring
-/// does everything else.
+/// The engine for images in the page cache: cached data is copied out of a mapping, which costs a third of a system call;
+/// io_uring does everything else.
 ///
-/// A page that is touched while it is not there stops the queue until the medium has delivered it. So only windows are copied
-/// from of which every page was there when it was looked at. The kernel may take pages back at any time; when one had to be
-/// waited for, all that is known is forgotten.
+/// Touching a page that is not resident blocks the queue until the medium has delivered it. So data is copied only from windows
+/// whose pages were all resident when they were checked. The kernel may reclaim pages at any time; once the thread had to wait
+/// for one, everything known is forgotten.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -14,23 +14,23 @@ struct CachedEngine: BlockEngine, ~Copyable {
   static let finishesInPlace = false
   static let copies = true
   static let stepBytes = MediumFacts.leastStepBytes
-  /// How long pages that went may go unnoticed, and each may stop the queue once: nanoseconds, and copies until the clock is
-  /// asked.
+  /// How long reclaimed pages may go unnoticed, each of which may block the queue once: nanoseconds, and copies between
+  /// readings of the clock.
   private static let patience = (time: UInt64(1_000_000), copies: 16)
 
-  /// For what is not known of them yet.
+  /// Used for windows that are not known yet.
   private let windows: PopulatedWindows
   private var image: MappedTransfers
   private var copies: CopyQueue
   private var ring: UringEngine
-  /// Page faults of this thread that had to wait for the medium, as counted last, and when.
+  /// The number of major page faults of this thread when they were last counted, and the time.
   private var seen: (faults: UInt64, time: UInt64)
-  /// Copies that had been asked for then, or when the clock was asked.
+  /// Copies that had been added then, or when the clock was last read.
   private var seenCopies = 0
   private var looks: UInt64 = 0
 
   /// - Parameters:
-  ///   - image: with windows.
+  ///   - image: the mapping, which has windows.
   ///   - descriptor: the image.
   ///   - depth: operations that can be in flight at once.
   init(_ image: MappedImage, descriptor: Int32, mailbox: Int32, depth: Int, setup: UringSetup) throws(Errno) {
@@ -54,12 +54,12 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   @inline(never)
   private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    // A look before it is done may find what was there: a hole that is touched in the page cache reads as zeroes, too.
+    // A check before it is done may still find the old contents: a hole that is touched in the page cache also reads as zeroes.
     image.forgetHoles(of: operation)
     return ring.start(operation, tag: tag)
   }
 
-  /// A read of windows that are not known, or known to lack pages.
+  /// Whether a read of windows that are not known, or are known to lack pages, can be a copy after all.
   @inline(never)
   private mutating func comesToBeData(_ operation: IOOperation) -> Bool {
     switch windows.look(operation.offset, operation.length) {
@@ -67,7 +67,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
       looks &+= 1
       return true
     case .sparse:
-      // The read that follows brings its pages in.
+      // The read that follows brings the pages in.
       windows.filled(operation.offset, operation.length)
       return false
     case .cut: return false
@@ -84,7 +84,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
     return ring.nextEvent()
   }
 
-  /// Between copies, once in a while: whether some of what was copied had to be waited for.
+  /// Checks once in a while, between copies, whether some of them had to wait for the medium.
   @inline(never)
   private mutating func noticeLostPages() {
     seenCopies = copies.added

@@ -1,18 +1,18 @@
-/// Copies as the CPU likes them.
+/// Copies that suit the CPU and its caches.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
 @safe
 enum CopyKernel {
-  /// Lines to fetch beforehand; then the CPU has seen where a copy goes.
+  /// Cache lines to prefetch; after that the CPU has recognized the pattern.
   private static let linesAhead: UInt32 = 4
 
-  /// Bytes from which on a piece goes around the caches, whatever it is: little of it would stay in the second level, where the lines
-  /// of all other disks of this CPU are, and it is faster.
+  /// A piece of at least this many bytes always bypasses the caches: little of it would stay in the second level, which holds
+  /// the lines of all other disks of this CPU, and it is faster.
   private static let largePiece = 256 << 10
 
-  /// Has the beginning of what is to be copied brought into the cache.
+  /// Prefetches the beginning of what is to be copied.
   @inline(__always)
   static func fetch(_ place: UnsafeMutableRawPointer) { unsafe clinux_prefetch(place, linesAhead) }
 
@@ -31,7 +31,8 @@ enum CopyKernel {
     }
   }
 
-  /// Copies a transfer's segments into an image. - Parameter streamedFrom: bytes from which on a copy goes around the caches.
+  /// Copies a transfer's segments into an image. - Parameter streamedFrom: a piece of at least this many bytes bypasses the
+  /// caches.
   @inline(__always)
   static func write(_ operation: IOOperation, to place: UnsafeMutableRawPointer, streamedFrom: Int) {
     var place = unsafe place
@@ -46,12 +47,12 @@ enum CopyKernel {
     }
   }
 
-  /// Bytes from which on a copy into an image of this size goes around the caches: they could not keep it, and the old content
-  /// of its lines need not be fetched. For the same reason large pieces always do.
+  /// The size, bytes, from which copies into an image of this size bypass the caches: the caches could not hold the image, and
+  /// the old contents of its lines need not be fetched. For the same reason large pieces always do.
   static func streamedFrom(imageSize: UInt64) -> Int { imageSize > cacheSize ? 1024 : largePiece }
 
-  /// Bytes of the last level's cache; asked once. Where a processor has several of these the C library adds them up, and a thread
-  /// fills one: the kernel's number is that.
+  /// The size of the last-level cache, bytes; queried once. If a processor has several, the C library adds them up, but a
+  /// thread fills only one: the kernel reports the size of one.
   private static let cacheSize: UInt64 = {
     let text = SystemText.contents("/sys/devices/system/cpu/cpu0/cache/index3/size", most: 64)
     if let size = text.flatMap(cacheSize(of:)) { return size }
@@ -59,8 +60,8 @@ enum CopyKernel {
     return size > 0 ? UInt64(size) : 32 << 20
   }()
 
-  /// - Parameter text: the kernel's words for the size of a cache, such as `32768K`.
-  /// - Returns: bytes; `nil` if these are other words.
+  /// - Parameter text: the size of a cache as the kernel writes it, such as `32768K`.
+  /// - Returns: bytes; `nil` if it has another form.
   static func cacheSize(of text: String) -> UInt64? {
     let units: [Character: UInt64] = ["K": 1 << 10, "M": 1 << 20, "G": 1 << 30]
     guard let word = text.split(separator: "\n").first, let unit = word.last.flatMap({ units[$0] }),

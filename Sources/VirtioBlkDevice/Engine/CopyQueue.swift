@@ -1,57 +1,56 @@
-/// Transfers that are copies, waiting to be made.
+/// A queue of transfers that are copies.
 ///
-/// A copy between memories that no cache has is mostly waiting for lines. So a transfer is not made when it is started but
-/// when the worker asks for events: by then others are known. Small reads are made four at a time; of the others the first
-/// lines of the next one come from memory in the meantime.
+/// A copy between memories that are not cached mostly waits for cache lines. So a transfer is not copied when it is started but
+/// when the worker asks for events: by then others are known. Small reads are copied four at a time; for the others, the first
+/// lines of the next one are prefetched in the meantime.
 internal import CLinux
 internal import VirtioCore
 
 @safe
 struct CopyQueue: ~Copyable {
-  /// Copies that are made before the first of them is reported, so that one fence serves all: half of what there is, within
-  /// these bounds. The driver refills the ring while the other half is copied.
+  /// How many are copied before the first of them is reported, so that one fence serves all: half of those queued, within these
+  /// bounds. The driver refills the ring while the other half is copied.
   private static let copiesAtOnce = (least: 8, most: 64)
-  /// Bytes after which no further copy is begun.
+  /// After this many bytes no further copy is begun.
   private static let bytesAtOnce = MediumFacts.leastStepBytes
-  /// Bytes of a read up to which it is made together with others. One that is longer keeps the CPU's own prefetching
-  /// busy, and only that.
+  /// The largest read that is copied together with others, bytes. A longer one keeps the CPU's own prefetcher busy by itself.
   private static let sharedBytes: UInt64 = 16384
 
-  /// Transfers that there is room for at first: most queues never have more in flight, and a queue costs what it uses.
+  /// The initial capacity, transfers: most queues never have more in flight, and a queue only uses the memory that it needs.
   private static let leastRoom = 16
 
-  /// A transfer that was started, and what became of it.
+  /// A transfer that was started, and its result.
   private struct Transfer {
     var operation: IOOperation
     var tag: UInt32
     var result: Int32 = 0
   }
 
-  /// A ring of transfers: from `first` on they are made and not yet reported, from `next` on not even made.
+  /// A ring of transfers: from `first` on they are copied and not yet reported, from `next` on not copied yet.
   private var transfers: UnsafeMutablePointer<Transfer>
   private var mask = leastRoom - 1
   private var first = 0
   private var next = 0
   private var end = 0
-  /// Copies were reported since the last look for other events: before more are made, the ring is looked at again, so that
-  /// those are known that come after them.
+  /// Copies were reported since the last check for other events: before more are made, the virtqueue is checked again, so that
+  /// later transfers are known.
   private var hasReported = false
 
   init() { unsafe transfers = .allocate(capacity: Self.leastRoom) }
 
   deinit { unsafe transfers.deallocate() }
 
-  /// A copy to be made. - Parameter image: where it is made.
+  /// Adds a copy to be made. - Parameter image: what it is copied from or to.
   @inline(__always)
   mutating func add(_ operation: IOOperation, tag: UInt32, _ image: borrowing MappedTransfers) {
     if end &- first > mask { makeRoom() }
-    // The first of a batch has nobody to hide behind but the bookkeeping.
+    // The prefetch for the first of a batch overlaps only with bookkeeping.
     if next == end { fetch(operation, image) }
     unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
     end &+= 1
   }
 
-  /// Doubles the ring, a few times in the life of a queue.
+  /// Doubles the ring, which happens a few times in the life of a queue.
   @inline(never)
   private mutating func makeRoom() {
     let room = 2 * (mask + 1)
@@ -65,15 +64,15 @@ struct CopyQueue: ~Copyable {
   /// How many were added so far.
   var added: Int { end }
 
-  /// Nothing of what was added is reported any more.
+  /// Nothing that was added is reported any more.
   mutating func abandon() { (first, next, hasReported) = (end, end, false) }
 
-  /// Nothing is to be copied or reported.
+  /// There is nothing to copy or report.
   var isEmpty: Bool {
     @inline(__always) get { first == end }
   }
 
-  /// The next copy that was made, or `nil` when it is time to look at everything else, and then to come back.
+  /// The next completed copy; `nil`: there is none, or it is time to check other events first and then to ask again.
   @inline(__always)
   mutating func nextCompletion(_ image: inout MappedTransfers) -> EngineEvent? {
     if first == next {
@@ -103,11 +102,11 @@ struct CopyQueue: ~Copyable {
       unsafe bytes &+= transfer.pointee.operation.length
       unsafe transfer.pointee.result = image.perform(transfer.pointee.operation)
     }
-    // Where one of them is reported, its bytes are visible.
+    // When one of them is reported, its bytes are visible.
     clinux_streamed()
   }
 
-  /// Makes the next four transfers at once, if they are small reads of data.
+  /// Copies the next four transfers at once, if they are small reads of data.
   /// - Returns: whether it did.
   @inline(__always)
   private mutating func copyFour(_ image: inout MappedTransfers) -> Bool {
@@ -153,7 +152,7 @@ struct CopyQueue: ~Copyable {
       fourth: image.place(transfers[(index &+ 3) & mask].operation))
   }
 
-  /// Has the beginning of what is to be copied brought into the cache.
+  /// Prefetches the beginning of what is to be copied.
   @inline(__always)
   private func fetch(_ operation: IOOperation, _ image: borrowing MappedTransfers) {
     unsafe CopyKernel.fetch(

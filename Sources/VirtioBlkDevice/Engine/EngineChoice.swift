@@ -2,13 +2,13 @@
 public import SystemPackage
 internal import VirtioCore
 
-/// The engines, by the names that the command line has for them.
+/// The engines, by their names on the command line.
 public enum EngineKind: String, CaseIterable, Sendable {
   /// The best engine for the image.
   case auto
   /// io_uring.
   case uring
-  /// Copies of what is in the page cache, io_uring for the rest.
+  /// Copies of cached pages, and io_uring for the rest.
   case cached
   /// libaio, which is asynchronous only for images that bypass the page cache.
   case aio
@@ -20,50 +20,50 @@ public enum EngineKind: String, CaseIterable, Sendable {
   case mapped
   /// Nothing: requests succeed and move no data.
   case null
-  /// Commands to the server of an export, by libnbd; only of such an image, and the only one of it that moves data.
+  /// Commands to an NBD server, with libnbd; only for NBD exports, and the only engine for them that moves data.
   case nbd
-  /// Requests to a Ceph cluster, by librbd; only of such an image, and the only one of it that moves data.
+  /// Requests to a Ceph cluster, with librbd; only for images of a cluster, and the only engine for them that moves data.
   case rbd
 }
 
-/// What was decided, with a sentence for the log.
+/// The chosen engine, with a sentence for the log.
 struct EngineChoice {
   var kind: EngineKind
   /// Why this engine: one line.
   var reason: String
-  /// Something that the user should know: the better choice is not available.
+  /// Something that the user should know: a better engine is not available.
   var warning: String?
-  /// What the engines copy to and from that do.
+  /// The mapping, for engines that copy.
   var mapped: MappedImage?
 
-  /// - Throws: an engine that was named cannot be had.
+  /// - Throws: if an engine that was named cannot be used.
   static func resolve(_ wanted: EngineKind, _ setup: UringSetup, image: ImageFile) throws(EngineError) -> EngineChoice {
     if let export = image.export { return try resolve(wanted, export) }
     if image.rbd != nil { return try resolve(ofCluster: wanted, image) }
     if image.chain != nil { return try resolve(ofChain: wanted, image) }
-    // Wherever a ring may be made: one that polls gets nothing but errors from a medium without polled queues.
+    // Checked for every engine that may make a ring: a polling ring gets only errors from a medium without polled queues.
     if setup.poll != .off, [.uring, .cached, .auto].contains(wanted), wanted == .cached || !image.canPoll {
       throw .cannotPoll(path: image.path)
     }
     switch wanted {
     case .null: return EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
-    case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as asked")
-    case .aio: return EngineChoice(kind: .aio, reason: "libaio, as asked")
-    case .threads: return EngineChoice(kind: .threads, reason: "plain system calls in a pool of threads, as asked")
+    case .sync: return EngineChoice(kind: .sync, reason: "plain system calls in the queue's thread, as requested")
+    case .aio: return EngineChoice(kind: .aio, reason: "libaio, as requested")
+    case .threads: return EngineChoice(kind: .threads, reason: "plain system calls in a pool of threads, as requested")
     case .mapped:
       do throws(Errno) {
         return EngineChoice(
-          kind: .mapped, reason: "copies to and from a mapping of the image, as asked", mapped: try MappedImage(image))
+          kind: .mapped, reason: "copies to and from a mapping of the image, as requested", mapped: try MappedImage(image))
       } catch { throw .cannotMap(path: image.path, error) }
     case .uring:
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
-      return EngineChoice(kind: .uring, reason: "io_uring, as asked")
+      return EngineChoice(kind: .uring, reason: "io_uring, as requested")
     case .cached:
       guard !image.isDirect else { throw .notCached(path: image.path) }
       do throws(Errno) { try UringEngine.probe() } catch { throw .uringUnavailable(error) }
       do throws(Errno) {
         return EngineChoice(
-          kind: .cached, reason: "copies of what is in the page cache and io_uring for the rest, as asked",
+          kind: .cached, reason: "copies of what is in the page cache, io_uring for the rest, as requested",
           mapped: try MappedImage(image, isCache: true))
       } catch { throw .cannotMap(path: image.path, error) }
     case .nbd: throw .noExport(path: image.path)
@@ -91,12 +91,12 @@ struct EngineChoice {
 }
 
 extension EngineChoice {
-  /// Whether workers with this engine can have their turns on a thread that others have theirs on: its medium never waits, and nobody
-  /// wants anything of the thread.
+  /// Whether workers with this engine can share a thread with others: the medium never blocks, and no option asks for special
+  /// treatment of the thread.
   func canShare(_ image: ImageFile, _ options: BlockDeviceOptions) -> Bool {
     guard options.threads == nil, options.processors.isEmpty, options.faults.isEmpty, options.witness == nil,
       options.plant == nil,
-      // Zones' states, and how worn a device is, are read from files anywhere.
+      // The states of zones and the wear of a device are read from files, which may block.
       image.zones == nil, image.lifetime == nil
     else { return false }
     switch options.waiting {
@@ -105,7 +105,7 @@ extension EngineChoice {
     }
     switch kind {
     case .null: return true
-    // A block device in memory may have something behind it, as zram has.
+    // A block device in memory may have a backing device, like zram.
     case _ where image.chain != nil: return false
     case .mapped, .sync: return options.sharesAnyMedium || image.isInMemory && !image.isBlockDevice
     case .auto, .uring, .cached, .aio, .threads, .nbd, .rbd: return false
@@ -119,7 +119,7 @@ extension EngineChoice {
         kind: .nbd,
         reason: export.facts.canMultiConn
           ? "libnbd: a connection for each thread"
-          : "libnbd: one connection, because the server does not say that several may write")
+          : "libnbd: one connection, because the server does not announce that several may write")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
     case .uring, .cached, .aio, .sync, .threads, .mapped, .rbd: throw .notForExports(wanted, uri: export.uri)
     }
@@ -140,17 +140,17 @@ extension EngineChoice {
     case .auto, .threads:
       EngineChoice(
         kind: .threads, reason: "qcow2: what is in the page cache in the queue's thread, the rest in a pool of threads")
-    case .sync: EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, as asked")
+    case .sync: EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, as requested")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
     case .uring, .cached, .aio, .mapped, .nbd, .rbd: throw .notForChains(wanted, path: image.path)
     }
   }
 
-  /// Memory never waits, and cannot tell io_uring so: each request would go through a kernel worker thread.
+  /// Memory never blocks, but io_uring does not know that: each request would go through a kernel worker thread.
   private static func inMemory(_ image: ImageFile) -> EngineChoice {
     let plain = EngineChoice(
       kind: .sync, reason: "plain system calls in the queue's thread: the image is in memory and never blocks")
-    // The page cache of a block device is not its memory: a mapping would be a second copy.
+    // The page cache of a block device is not the device's memory: a mapping would be a second copy.
     guard !image.isBlockDevice else { return plain }
     do throws(Errno) {
       return EngineChoice(
@@ -167,35 +167,35 @@ extension EngineChoice {
 
 /// Why an engine that was named cannot be used.
 public enum EngineError: Error, Hashable, CustomStringConvertible {
-  /// The system refuses io_uring, or what was asked of it.
+  /// The system refuses io_uring, or an option of it that was requested.
   case uringUnavailable(Errno)
-  /// IOPOLL was asked for, and the device under the image has no polled queues.
+  /// IOPOLL was requested, and the device under the image has no polled queues.
   case cannotPoll(path: String)
   /// The image cannot be mapped.
   case cannotMap(path: String, Errno)
-  /// The cached engine was named, and the image bypasses the page cache.
+  /// The cached engine was requested, and the image bypasses the page cache.
   case notCached(path: String)
-  /// The image is an export of an NBD server, and the engine is one for files.
+  /// The image is an export of an NBD server, and the engine is for files.
   case notForExports(EngineKind, uri: String)
-  /// The engine is the one for exports of NBD servers, and the image is none.
+  /// The engine is for exports of NBD servers, and the image is not one.
   case noExport(path: String)
-  /// The image is one of a Ceph cluster, and the engine is for others.
+  /// The image is in a Ceph cluster, and the engine is for other images.
   case notForClusters(EngineKind, uri: String)
-  /// The engine is the one for images of Ceph clusters, and the image is none.
+  /// The engine is for images of Ceph clusters, and the image is not one.
   case notInCluster(path: String)
-  /// The image is a qcow2 one, and the engine is for raw disks.
+  /// The image is a qcow2 image, and the engine is for raw disks.
   case notForChains(EngineKind, path: String)
-  /// The NBD server takes one connection that writes, and several threads were asked for.
+  /// The NBD server accepts only one connection that writes, and several threads were requested.
   case oneConnection(uri: String, threads: Int)
   /// Not 1 … 256 queues.
   case badQueueCount(Int)
-  /// The largest ring is to have a size that is no power of two from 4 to 32768.
+  /// The size of the largest ring is not a power of two from 4 to 32768.
   case badQueueSize(Int)
   /// Fewer than one thread, or more than there are queues.
   case badThreadCount(Int)
   /// A thread is to be pinned to a CPU that this machine does not have.
   case badProcessor(Int, online: Int)
-  /// - Parameter remedy: what is possible.
+  /// A field of the configuration space has a value that is not possible. - Parameter remedy: what is possible.
   case badConfiguration(ConfigurationField, String)
   /// Faults are to be injected, and the null engine has no medium.
   case nothingToFail
@@ -228,7 +228,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
       "\(printable(path)) is a file or a device, and the engine nbd is for exports of NBD servers: leave --engine out"
     case .oneConnection(let uri, let threads):
       "the server of \(printable(uri)) does not announce that several connections may write, so \(threads) threads are not possible: leave "
-        + "--threads out, or start the server so that it takes several connections (qemu-nbd --shared)"
+        + "--threads out, or start the server so that it accepts several connections (qemu-nbd --shared)"
     case .badQueueCount(let count): "\(count) queues are not possible: use 1 to 256"
     case .badQueueSize(let size): "a queue size of \(size) is not a power of two from 4 to 32768"
     case .badThreadCount(let count): "\(count) threads are not possible: use 1 up to the number of queues"
@@ -238,13 +238,13 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .zonesCannotStall:
       "a zoned disk cannot stop a queue when its image fails a request, because writes of other queues wait for it: leave out --on-error"
     case .noResources(let error):
-      "the system refuses the device its descriptors or memory (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
+      "the system refuses descriptors or memory for the device (\(error)): raise the limits ('ulimit -n', 'ulimit -v')"
     }
   }
 }
 
 extension Errno {
-  /// What may be done about io_uring that is refused with this.
+  /// What to do if io_uring is refused with this error.
   fileprivate var uringRemedy: String {
     switch self {
     case .noMemory: "raise the limit of locked memory, which the rings count against ('ulimit -l', LimitMEMLOCK=)"

@@ -1,4 +1,4 @@
-/// How an engine without a ring of its own sleeps: epoll over the kicks, the mailbox and whatever completes.
+/// How an engine without a ring sleeps: in epoll, for kicks, the mailbox and completions.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -8,14 +8,14 @@ internal import VirtioCore
 @safe
 struct EpollWaiter: ~Copyable {
   private static let capacity = 64
-  /// What the 64 bits of an epoll event say here, above the lane's number.
+  /// Marks in the 64 bits of an epoll event's data, above the lane's number.
   static let mailboxMark: UInt64 = 1 << 32
   private static let completionMark: UInt64 = 2 << 32
 
-  /// The epoll set itself; readable while something in it is new. On a thread that turns several workers it is the thread's.
+  /// The epoll set; readable while it has new events. On a thread that runs several workers it belongs to the thread.
   private(set) var descriptor: Int32
   private let mailbox: Int32
-  /// The worker's place on such a thread; `nil`: it has a thread of its own.
+  /// The worker's place on such a thread; `nil`: the worker never shares its thread.
   private let seat: WorkerSeat?
   private let events: UnsafeMutablePointer<epoll_event>
   private var count: Int
@@ -26,8 +26,8 @@ struct EpollWaiter: ~Copyable {
 
   /// - Parameters:
   ///   - mailbox: an eventfd that stays open for as long as this value lives.
-  ///   - completions: another one, if completions are told by one.
-  ///   - seat: of a worker that begins on a thread with others; without `completions`.
+  ///   - completions: another eventfd, if completions are signalled by one.
+  ///   - seat: that of a worker that begins on a shared thread; only without `completions`.
   init(mailbox: Int32, completions: Int32? = nil, seat: WorkerSeat? = nil) throws(Errno) {
     let descriptor = seat?.set ?? epoll_create1(Int32(EPOLL_CLOEXEC))
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
@@ -54,7 +54,7 @@ struct EpollWaiter: ~Copyable {
     if isSeated { forgetAll(in: descriptor) } else { close(descriptor) }
   }
 
-  /// The set is the thread's, and others wait in it, too.
+  /// The set belongs to the thread, and other workers wait in it, too.
   private var isSeated: Bool { seat.map { unsafe !$0.state.pointee.isAlone } ?? false }
 
   private func add(_ watched: Int32, _ mark: UInt64) throws(Errno) {
@@ -71,7 +71,7 @@ struct EpollWaiter: ~Copyable {
     unsafe event.events = EPOLLIN.rawValue | EPOLLET.rawValue
     unsafe event.data.u64 = mark
     if unsafe epoll_ctl(descriptor, EPOLL_CTL_ADD, watched, &event) == 0 { return }
-    // It is there already where a worker comes back that could not leave.
+    // It is already in the set if a worker comes back that could not leave.
     guard errno == EEXIST, unsafe epoll_ctl(descriptor, EPOLL_CTL_MOD, watched, &event) == 0 else {
       throw Errno(rawValue: errno)
     }
@@ -79,8 +79,8 @@ struct EpollWaiter: ~Copyable {
 
   // MARK: Moving
 
-  /// Waits in a set of its own from now on, on a thread of its own. What is readable already is reported there, too.
-  /// - Throws: there can be none, and it stays where it is.
+  /// From now on waits in its own set, on its own thread. What is already readable is reported there, too.
+  /// - Throws: if no set can be made; it stays where it is.
   mutating func leaveCompany() throws(Errno) {
     guard let seat, isSeated else { return }
     let own = epoll_create1(Int32(EPOLL_CLOEXEC))
@@ -94,8 +94,8 @@ struct EpollWaiter: ~Copyable {
     unsafe seat.state.pointee.isAlone = true
   }
 
-  /// Waits in the set of the thread that it shares, under the number that it has there now.
-  /// - Throws: it cannot, and stays where it is.
+  /// From now on waits in the set of the thread that it shares, under its present number there.
+  /// - Throws: if it cannot; it stays where it is.
   mutating func joinCompany() throws(Errno) {
     guard let seat else { return }
     do throws(Errno) { try addAll(to: seat.set, mark: seat.mark) } catch {
@@ -122,8 +122,8 @@ struct EpollWaiter: ~Copyable {
   // MARK: A connection
 
   /// Reports from now on, as `.completions`, when this socket can be read or written, for as long as it can be: unlike
-  /// everything else here it is no edge, because its reader may stop before it is empty.
-  /// - Parameter isNew: it is not watched yet; not the one that was watched before, even if it has its number.
+  /// everything else here it is level-triggered, because its reader may stop before it is empty.
+  /// - Parameter isNew: it is not watched yet, even if it has the number of one that was watched before.
   mutating func watch(socket: Int32, _ direction: NBDDirection, isNew: Bool) throws(Errno) {
     var event = unsafe epoll_event()
     unsafe event.events =
@@ -135,7 +135,7 @@ struct EpollWaiter: ~Copyable {
     }
   }
 
-  /// Reports it no more. One that is closed is forgotten by itself.
+  /// Stops reporting it. The kernel removes a socket that is closed by itself.
   mutating func unwatch(socket: Int32) { _ = epoll_ctl(descriptor, EPOLL_CTL_DEL, socket, nil) }
 
   /// What a socket that was just reported is ready for. The next read or write reports an end or an error.
@@ -173,7 +173,7 @@ struct EpollWaiter: ~Copyable {
     }
   }
 
-  /// Sleeps until something happens, unless events of the last time are left.
+  /// Sleeps until something happens, unless there are events left from the last time.
   mutating func wait(nanoseconds: Int64?) {
     guard next == count else { return }
     next = 0
@@ -188,8 +188,8 @@ struct EpollWaiter: ~Copyable {
     count = unsafe max(0, Int(epoll_wait(descriptor, events, Int32(Self.capacity), timeout)))
   }
 
-  /// On a thread with others nobody sleeps here: what is wished for is written down, and the thread's loop does it. Alone on a
-  /// thread, it sleeps, and counts how long.
+  /// On a shared thread it does not sleep here: it stores how long it wants to sleep, and the thread's loop does the rest.
+  /// Alone on a thread, it sleeps, and counts how long.
   @inline(never)
   private mutating func wait(at seat: WorkerSeat, nanoseconds: Int64?) {
     guard unsafe seat.state.pointee.isAlone else {
@@ -203,14 +203,14 @@ struct EpollWaiter: ~Copyable {
     seat.slept(from: start, to: Clock.now)
   }
 
-  /// What happened: `.completion` only means that completions may be there.
+  /// What happened. `.completions` only means that there may be completions.
   enum Wake {
     case kick(lane: Int)
     case mailbox
     case completions
   }
 
-  /// Something that happened has not been fetched with `nextWake`.
+  /// Whether there are events that have not been fetched with `nextWake`.
   var hasWake: Bool { next < count }
 
   mutating func nextWake() -> Wake? {

@@ -1,8 +1,8 @@
-/// What is left of an operation, as its pieces are transferred.
+/// Helpers for the segments of an operation.
 internal import VirtioCore
 
 extension IOOperation {
-  /// Takes bytes of the segments off the front; the offset and the length are the caller's.
+  /// Removes bytes from the front of the segments; the caller adjusts the offset and the length.
   @inline(__always)
   mutating func skip(_ bytes: Int) {
     guard let first = unsafe segments else { return }
@@ -31,13 +31,13 @@ extension IOOperation {
     return count
   }
 
-  /// Whether some piece that is left is not aligned. - Parameter mask: alignment − 1.
+  /// Whether any remaining piece is misaligned. - Parameter mask: alignment − 1.
   @inline(__always)
   func isMisaligned(_ mask: UInt) -> Bool {
     unsafe Self.isMisaligned(segments.unsafelyUnwrapped, segmentCount, mask)
   }
 
-  /// Whether some piece is not aligned. - Parameter mask: alignment − 1.
+  /// Whether any piece is misaligned. - Parameter mask: alignment − 1.
   @inline(__always)
   static func isMisaligned(_ segments: UnsafeMutablePointer<MemorySegment>, _ count: Int, _ mask: UInt) -> Bool {
     guard count == 1 else { return unsafe isAnyMisaligned(segments, count, mask) }
@@ -60,8 +60,8 @@ extension IOOperation {
     return true
   }
 
-  /// Whether all of its memory is there, and always was. Every page is touched, so that one that is gone is found; where one is, the
-  /// queue stops for that as always.
+  /// Whether all of its memory is there, and always was. Touches every page, so that a lost one is found; the queue then stops
+  /// for that, as always.
   @inline(never)
   func isMemoryThere() -> Bool {
     guard let segments = unsafe segments else { return true }

@@ -1,5 +1,5 @@
-/// The image mapped into the process: a transfer is a copy. For images that live in memory (tmpfs, hugetlbfs, DAX), where
-/// nothing beats it; on a disk each page fault would block the queue.
+/// The engine for images mapped into the process: a transfer is a copy. For images in memory (tmpfs, hugetlbfs, DAX), where
+/// nothing is faster; on a disk each page fault would block the queue.
 internal import SystemPackage
 internal import VirtioCore
 
@@ -16,7 +16,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
 
   /// - Parameters:
   ///   - descriptor: the image.
-  ///   - seat: of a worker that shares its thread.
+  ///   - seat: that of a worker that shares its thread.
   init(
     _ image: MappedImage, descriptor: Int32, mailbox: Int32, seat: WorkerSeat? = nil
   ) throws(Errno) {

@@ -1,15 +1,15 @@
-/// What may be copied to and from a mapped image, and what happens to the rest.
+/// Decides which transfers of a mapped image are copies, and executes the others.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// One worker's view of a `MappedImage`: copies where the pages are there, system calls elsewhere.
+/// One worker's view of a `MappedImage`: copies if the pages are there, system calls otherwise.
 @safe
 struct MappedTransfers: ~Copyable {
   private let medium: PlainIO
   private let image: MappedImage
-  // What each copy needs of it.
+  // The parts of it that each copy needs.
   let base: UnsafeMutableRawPointer
   private let windows: PopulatedWindows.View?
   private let faults: SharedCell<UInt64>?
@@ -34,11 +34,11 @@ struct MappedTransfers: ~Copyable {
     streamedFrom = image.streamedFrom
   }
 
-  /// Whether all that a transfer touches is known to be data.
+  /// Whether everything that a transfer touches is known to be data.
   @inline(__always)
   func isData(_ operation: IOOperation) -> Bool { windows?.isData(operation.offset, operation.length) ?? true }
 
-  /// The mapping is not to be used any more.
+  /// The mapping must not be used any more.
   var isCut: Bool {
     @inline(__always) get { cut.loadRelaxed() != 0 }
   }
@@ -52,7 +52,7 @@ struct MappedTransfers: ~Copyable {
   /// Transfers. - Returns: bytes, or a negative errno.
   @inline(__always)
   mutating func perform(_ operation: IOOperation) -> Int32 {
-    // The order matters: beyond what is mapped there is only what is cut.
+    // The order matters: an operation beyond the mapping is only possible if `isCut` is set.
     guard !isCut, isData(operation) else { return performWithoutData(operation) }
     return copy(operation)
   }
@@ -67,7 +67,7 @@ struct MappedTransfers: ~Copyable {
     return result(of: operation)
   }
 
-  /// What is to be said of a copy that was made.
+  /// The result of a copy that was made.
   @inline(__always)
   mutating func result(of operation: IOOperation) -> Int32 {
     guard faults?.loadAfterLoads() ?? 0 == 0 else { return lost(operation) }
@@ -75,15 +75,15 @@ struct MappedTransfers: ~Copyable {
     return Int32(truncatingIfNeeded: operation.length)
   }
 
-  /// The copy, or another queue's, ran into the end of a file that was cut, of the memory behind it, or into what the medium
-  /// cannot read. The kernel can say more.
+  /// This copy, or one of another queue, ran past the end of a truncated file, out of memory, or into a read error of the
+  /// medium. A system call returns the exact error.
   @inline(never)
   private mutating func lost(_ operation: IOOperation) -> Int32 {
     cut.storeRelaxed(1)
     return performOtherwise(operation)
   }
 
-  /// A transfer of what is not known to be data.
+  /// Executes a transfer of something that is not known to be data.
   @inline(never)
   private mutating func performWithoutData(_ operation: IOOperation) -> Int32 {
     guard let windows = image.windows, !isCut else { return performOtherwise(operation) }
@@ -92,14 +92,14 @@ struct MappedTransfers: ~Copyable {
     case .sparse:
       let result = performOtherwise(operation)
       if operation.kind == .write, result > 0 { windows.filled(operation.offset, UInt64(result)) }
-      // Only the end of the file makes a read fall short.
+      // Only the end of the file makes a read short.
       if operation.kind == .read, result >= 0, result < Int32(operation.length) { cut.storeRelaxed(1) }
       return result
     case .cut: return lost(operation)
     }
   }
 
-  /// By a system call. A write must not make a file long again that was cut.
+  /// Executes an operation with a system call. A write must not extend a truncated file again.
   @inline(never)
   mutating func performOtherwise(_ operation: IOOperation, answer: Int32? = nil) -> Int32 {
     if operation.kind == .write, image.isFile {
@@ -112,15 +112,15 @@ struct MappedTransfers: ~Copyable {
     return result < 0 ? result : answer ?? result
   }
 
-  /// A copy to behind the end of a file that was cut, in the page where it ends, goes nowhere, and no fault says so. The next
-  /// flush reports it.
+  /// Data copied past the end of a truncated file, but within its last page, is lost without a fault. The next flush reports
+  /// that.
   private mutating func losesItsEnd() -> Bool {
     guard !length.holds(end: min(size, image.size)) else { return false }
     cut.storeRelaxed(1)
     return length.endsInAPage
   }
 
-  /// What is known of a range is void where an operation makes holes or fills them.
+  /// Forgets what is known about a range if an operation makes holes in it or fills them.
   func forgetHoles(of operation: IOOperation) {
     switch operation.kind {
     case .punchHole, .zeroRange, .allocate, .blockDiscard:

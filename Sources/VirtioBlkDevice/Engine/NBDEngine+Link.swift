@@ -1,11 +1,11 @@
-/// Connections that are lost and made again. Nothing here waits: looking up names was done when the disk was opened.
+/// Reconnection after a connection was lost. Nothing here waits: names were looked up when the disk was opened.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
 extension NBDEngine {
-  /// Takes a connection that is made.
+  /// Takes over an established connection.
   mutating func adopt(_ connection: NBDConnection) {
     link.connection = connection
     link.outage = nil
@@ -33,7 +33,7 @@ extension NBDEngine {
     do throws(Errno) { try waiter.watch(socket: link.socket, link.interest, isNew: true) } catch { link.isBroken = true }
   }
 
-  /// The connection is over: everything in flight waits for the next one.
+  /// The connection has ended: everything in flight waits for the next one.
   mutating func lose() {
     guard link.isUp else { return drop() }
     let reason = link.connection?.lastWords ?? "it is closed"
@@ -47,8 +47,8 @@ extension NBDEngine {
     link.isGone(now: Clock.now)
   }
 
-  /// To the library, memory that is gone is a connection that is gone, and so would each be on which it is requested again.
-  /// Such requests fail by themselves.
+  /// The library takes lost guest memory for a lost connection, and would do so on every connection on which the request is
+  /// sent again. So such requests fail alone.
   private mutating func failWithoutMemory() {
     for tag in requests.active where unsafe requests[tag].pointee.state == .waiting && requests[tag].pointee.buffer == 0 {
       guard unsafe !requests[tag].pointee.operation.isMemoryThere() else { continue }
@@ -69,11 +69,11 @@ extension NBDEngine {
     link.interest = []
     link.attempt?.abandon()
     link.attempt = nil
-    // With the last reference it is closed, and the library touches no buffer any more.
+    // The last reference closes it, and the library touches no buffer any more.
     link.connection = nil
   }
 
-  /// What time brings while there is no connection.
+  /// Handles timeouts while there is no connection.
   mutating func tick() {
     let now = Clock.now
     if link.hasWaited(now: now) { giveUp() }
@@ -96,7 +96,7 @@ extension NBDEngine {
     }
   }
 
-  /// Over TLS this thread, which serves queues, would have to wait.
+  /// Begins an attempt over TLS, for which this thread, which serves queues, would have to wait.
   private mutating func beginAttempt(now: UInt64) {
     guard let attempt = export.attempt(worker: worker) else { return link.rests(now: now) }
     (link.attempt, link.socket, link.interest) = (attempt, attempt.signal.rawValue, .read)
@@ -104,7 +104,7 @@ extension NBDEngine {
     do throws(Errno) { try waiter.watch(socket: link.socket, .read, isNew: true) } catch { link.isBroken = true }
   }
 
-  /// An attempt is over, or perhaps not.
+  /// Takes the result of an attempt if it is over.
   mutating func takeAttempt() {
     guard let result = link.attempt?.take() else { return }
     close()
@@ -119,16 +119,16 @@ extension NBDEngine {
     }
   }
 
-  /// Somebody has to do something about it, and so has to know: once for all workers.
+  /// Logs a failure that somebody has to act on, once for all workers.
   private func say(_ failure: NBDFailure) {
     if failure.isOfTrust, export.isNews(.trust) { tell("\(failure)") }
   }
 
-  /// A connection is being made, and has come a step further.
+  /// Continues after a step of a connection that is being made.
   mutating func goOnConnecting() {
     guard let connection = link.connection else { return }
     guard !connection.isDead, !link.isBroken else {
-      // What the library said last on this thread is about the call that has just failed.
+      // The library's last error on this thread is about the call that has just failed.
       if connection.isDead, export.options.location.security == nil { say(connection.failure) }
       return drop()
     }
@@ -142,7 +142,7 @@ extension NBDEngine {
     sendAgain()
   }
 
-  /// Everything that waits is sent, in the order in which it was requested.
+  /// Sends everything that waits, in the order in which it was requested.
   private mutating func sendAgain() {
     if requests.active.isEmpty { link.outage = nil }
     var waiting = requests.active.filter { unsafe requests[$0].pointee.state == .waiting }
@@ -150,7 +150,7 @@ extension NBDEngine {
     for tag in waiting { send(tag) }
   }
 
-  /// The server has been away for too long: whatever waits fails, and so does what comes, until it is back.
+  /// The server has been away for too long: waiting requests fail, and so do new ones until it is back.
   private mutating func giveUp() {
     link.hasGivenUp = true
     if let news = export.isGivenUp() { tell(news) }

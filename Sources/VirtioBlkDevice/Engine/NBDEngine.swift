@@ -1,7 +1,7 @@
-/// The engine of exports of NBD servers: commands through libnbd, on a connection that belongs to this worker alone.
+/// The engine for exports of NBD servers: commands through libnbd, on a connection that belongs to this worker alone.
 ///
-/// The library makes no thread and never waits. Its socket is in the same epoll set as kicks and the mailbox. A connection
-/// that is lost is made again here, too; see NBDEngine+Link.
+/// The library makes no thread and never waits. Its socket is in the same epoll set as kicks and the mailbox. The engine also
+/// reconnects after a connection was lost; see NBDEngine+Link.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -12,25 +12,25 @@ struct NBDEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
   static let noticesCuts = true
-  /// Buffers for transfers in many small pieces: the library takes one piece for each command, and a copy is cheaper than
+  /// Buffers for transfers in many small pieces: a command of the library has one piece, and a copy is cheaper than more
   /// commands.
   private static let buffers = 32
-  /// Pieces from this size on, bytes, are commands of their own.
+  /// Pieces of at least this size, bytes, become separate commands.
   private static let largePiece = 16 << 10
-  /// How often a socket is read from before kicks are looked at.
+  /// How often a socket is read from before kicks are checked.
   private static let attempts = 64
 
   let export: NBDExport
   let worker: Int
   let tell: @Sendable (String) -> Void
-  /// The image's words.
+  /// The state of the image.
   let state: ImageState
   var waiter: EpollWaiter
   var requests: NBDRequests
   var buffers = BouncePool(limit: NBDEngine.buffers)
   var link: NBDLink
   private var sequence: UInt64 = 0
-  /// Losses that drivers of this worker know of, and those that they are about to be notified of.
+  /// Losses that drivers of this worker know about, and those that they are about to be told.
   private var toldLosses: UInt64
   private var seenLosses: UInt64
   private var isUsed = false
@@ -71,7 +71,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     switch operation.kind {
     case .read, .write: break
     case .flush:
-      // Without a word for it there is nothing to ask for; but what is lost is lost.
+      // Without a flush command there is nothing to send; but a loss still has to be reported.
       if !facts.canFlush {
         guard owesWord(export.lossCount) else {
           export.noteFlush(export.written)
@@ -88,7 +88,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     return .pending
   }
 
-  /// Sends what was requested under a tag, in one command or several. There is a connection.
+  /// Sends the request of a tag, in one command or several. There has to be a connection.
   mutating func send(_ tag: UInt32) {
     guard let connection = link.connection else { return }
     let request = unsafe requests[tag]
@@ -114,7 +114,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     requests.endSending(tag)
   }
 
-  /// The drivers do not know of all these losses. What they know may have come from another process meanwhile.
+  /// Whether the drivers do not know about all these losses. They may have learned about them from another process meanwhile.
   private mutating func owesWord(_ losses: UInt64) -> Bool {
     guard losses != toldLosses else { return false }
     toldLosses = export.toldLosses(worker: worker)
@@ -124,7 +124,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
   private mutating func flush(_ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>, _ connection: NBDConnection) {
     let losses = export.lossCount
     guard !owesWord(losses) else {
-      // Every flush fails up to the moment when the first of them is answered.
+      // Every flush fails until the first of them is answered.
       seenLosses = losses
       unsafe request.pointee.state = .lost
       unsafe requests.job(tag).pointee.error = EIO
@@ -165,8 +165,8 @@ struct NBDEngine: BlockEngine, ~Copyable {
     }
   }
 
-  /// Takes a buffer for a transfer in many small pieces, and copies what is to be written. - Returns: false where commands for
-  /// the pieces are better, or all there is.
+  /// Takes a buffer for a transfer in many small pieces, and copies what is to be written. - Returns: false if commands for the
+  /// pieces are better, or no buffer is free.
   private mutating func gather(
     _ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>, _ operation: IOOperation
   ) -> Bool {
@@ -179,12 +179,12 @@ struct NBDEngine: BlockEngine, ~Copyable {
     guard operation.kind == .write else { return true }
     let faults = FaultGuard.count
     buffers.fill(index, from: operation, skipping: 0, bytes: bytes)
-    // What was gone when it was copied is not written.
+    // If memory was lost while it was copied, the copy is not written.
     if FaultGuard.count != faults, !operation.isMemoryThere() { unsafe requests.job(tag).pointee.error = EFAULT }
     return true
   }
 
-  /// - Returns: whether it was taken.
+  /// - Returns: whether the library accepted it.
   @discardableResult
   private mutating func command(
     _ tag: UInt32, _ connection: NBDConnection,
@@ -196,7 +196,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     commands &+= 1
     guard unsafe call(functions, connection.handle, job) < 0 else { return true }
     unsafe job.pointee.left -= 1
-    // What was refused by a connection that is over is not refused.
+    // A refusal by a connection that has ended is not a refusal of the command.
     let error = connection.isDead ? ENOTCONN : max(unsafe functions.pointee.get_errno(), 0)
     if unsafe job.pointee.error == 0 { unsafe job.pointee.error = error == 0 ? EIO : error }
     return false
@@ -225,7 +225,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     let ready = waiter.readiness
     connection.attend(ready)
     guard link.isUp else { return goOnConnecting() }
-    // One answer for each call, or a part of one; what is left in the socket after that would cost a turn each.
+    // Each call reads one answer, or a part of one; otherwise each remaining answer would cost a turn.
     var attempts = 0
     while ready.contains(.read), attempts < Self.attempts, connection.hasMore {
       connection.attend(.read)
@@ -235,14 +235,15 @@ struct NBDEngine: BlockEngine, ~Copyable {
     if connection.isDead { link.isBroken = true }
   }
 
-  /// All commands of a tag are over. - Returns: `nil` when that is not its end.
+  /// All commands of a tag are over. - Returns: `nil` if the request is not finished by that.
   private mutating func finish(_ tag: UInt32) -> EngineEvent? {
     let request = unsafe requests[tag]
     let error = unsafe requests.job(tag).pointee.error
     let operation = unsafe request.pointee.operation
     let isLost = unsafe request.pointee.state == .lost
     if error == ENOTCONN || error == ESHUTDOWN {
-      // The first is the library's word for a lost connection, the second the server's for its end: it is requested again.
+      // The first is how the library reports a lost connection, the second how the server reports its shutdown: it is sent
+      // again.
       unsafe request.pointee.state = .waiting
       link.isBroken = true
       return nil
@@ -255,7 +256,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     } else if unsafe !link.hasGivenUp && error != EFAULT
       && (operation.kind == .flush || operation.isDurable || request.pointee.state == .settling)
     {
-      // What the server could not store it may have forgotten, and not say so again.
+      // The server may have dropped what it could not store, without reporting it again.
       state.flushFailed.storeRelaxed(1)
     }
     if unsafe request.pointee.buffer > 0 { unsafe buffers.give(Int(request.pointee.buffer) - 1) }
@@ -265,7 +266,7 @@ struct NBDEngine: BlockEngine, ~Copyable {
     return .completion(tag: tag, result: result)
   }
 
-  /// Everything went well so far. - Returns: false when something is to follow.
+  /// All commands succeeded. - Returns: false if another step has to follow.
   private mutating func isSettled(
     _ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>, _ operation: IOOperation
   ) -> Bool {
@@ -290,11 +291,12 @@ struct NBDEngine: BlockEngine, ~Copyable {
     return true
   }
 
-  /// Makes a write stable that the server cannot make so by itself. - Returns: false where nothing can.
+  /// Makes a write stable with a flush, because the server does not support FUA. - Returns: false if it does not support
+  /// flushes, either.
   private mutating func settle(_ tag: UInt32, _ request: UnsafeMutablePointer<NBDRequest>) -> Bool {
     guard export.facts.canFlush else { return false }
     guard let connection = link.connection, !link.isBroken else {
-      // From its beginning, on the next connection.
+      // It starts again from its beginning, on the next connection.
       unsafe request.pointee.state = .waiting
       return true
     }

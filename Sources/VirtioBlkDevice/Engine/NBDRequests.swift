@@ -1,9 +1,9 @@
-/// What an NBD engine remembers of everything in flight.
+/// What an NBD engine remembers about everything in flight.
 internal import CLinux
 internal import SystemPackage
 internal import VirtioCore
 
-/// One operation. All zeroes is a valid value: nothing.
+/// One operation. All zeroes is a valid value: no operation.
 @safe
 struct NBDRequest {
   enum State: UInt8 {
@@ -11,33 +11,32 @@ struct NBDRequest {
     /// To be sent when there is a connection.
     case waiting
     case sent
-    /// A write is over, and is made stable by a flush.
+    /// The write is done, and is being made stable by a flush.
     case settling
-    /// What it was to make stable is lost.
+    /// A flush that fails, because what it had to make stable is lost.
     case lost
   }
 
   var operation = unsafe IOOperation(kind: .read)
   var state = State.none
-  /// Its place among those in flight.
+  /// Its index among those in flight.
   var place: UInt32 = 0
-  /// Number of the buffer that it goes through + 1; 0: none.
+  /// The number of its bounce buffer, plus 1; 0: none.
   var buffer: UInt32 = 0
-  /// In the order in which they were requested.
+  /// Its number in the order in which they were requested.
   var sequence: UInt64 = 0
-  /// Of a flush: writes that it covers.
+  /// For a flush: how many writes it covers.
   var covers: UInt64 = 0
 }
 
-/// By tag: what was requested, and what the library is told to report to. The memory is only mapped: what is not used costs
-/// none.
+/// By tag: what was requested, and the job that the library reports to. The memory is only mapped: what is not used costs none.
 @safe
 struct NBDRequests: ~Copyable {
   private let area: Mapping
   private let requests: UnsafeMutablePointer<NBDRequest>
   private let jobs: UnsafeMutablePointer<clinux_nbd_job>
   private let done: UnsafeMutablePointer<clinux_nbd_done>
-  /// Tags in flight, in no order.
+  /// Tags in flight, in no particular order.
   private(set) var active: [UInt32] = []
 
   /// - Parameter count: tags are below it.
@@ -58,13 +57,13 @@ struct NBDRequests: ~Copyable {
   @inline(__always)
   subscript(tag: UInt32) -> UnsafeMutablePointer<NBDRequest> { unsafe requests + Int(tag) }
 
-  /// What the library reports to: valid for as long as this value.
+  /// The job that the library reports to: valid for as long as this value lives.
   @inline(__always)
   func job(_ tag: UInt32) -> UnsafeMutablePointer<clinux_nbd_job> { unsafe jobs + Int(tag) }
 
-  /// Something is over.
+  /// Whether any request is over.
   var hasDone: Bool { unsafe done.pointee.count > 0 }
-  /// The oldest that is over; there is one.
+  /// The oldest request that is over; there has to be one.
   func nextDone() -> UInt32 { unsafe clinux_nbd_pop(done) }
 
   mutating func add(_ tag: UInt32, _ operation: IOOperation, sequence: UInt64) {
@@ -88,7 +87,7 @@ struct NBDRequests: ~Copyable {
     unsafe request.pointee.state = .none
   }
 
-  /// Commands are about to be sent; it is not over before `endSending`, however soon they are.
+  /// Commands are about to be sent; the request is not over before `endSending`, however soon they are.
   func beginSending(_ tag: UInt32) {
     unsafe jobs[Int(tag)] = clinux_nbd_job(done: done, tag: tag, left: 1, error: 0)
   }
@@ -99,7 +98,7 @@ struct NBDRequests: ~Copyable {
     if unsafe job.pointee.left == 0 { unsafe clinux_nbd_push(done, tag) }
   }
 
-  /// It is over without the server. - Parameter error: an errno.
+  /// Ends a request without the server. - Parameter error: an errno.
   func fail(_ tag: UInt32, _ error: Int32) {
     unsafe jobs[Int(tag)] = clinux_nbd_job(done: done, tag: tag, left: 0, error: error)
     unsafe clinux_nbd_push(done, tag)

@@ -1,5 +1,5 @@
-/// No medium at all: everything succeeds at once and nothing is read, written or kept. What is left is the cost of the ring
-/// and the parser, which is what this engine is for. A driver sees its buffers come back as it gave them.
+/// An engine without a medium: everything succeeds at once, and nothing is read, written or stored. What remains is the cost of
+/// the ring and the parser, which this engine is for. A driver gets its buffers back unchanged.
 internal import SystemPackage
 internal import VirtioCore
 

@@ -3,7 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// System calls on one descriptor; every errno handling of blocking I/O is here.
+/// System calls on one descriptor; all errno handling of blocking I/O is here.
 struct PlainIO: MediumCalls {
   let descriptor: Int32
 
@@ -14,7 +14,7 @@ struct PlainIO: MediumCalls {
     case .read, .write:
       let isRead = operation.kind == .read
       guard operation.segmentCount == 1, isRead || !operation.isDurable, let segment = unsafe operation.segments?.pointee else {
-        // By its numbers: the way of a transfer of one piece keeps them in registers.
+        // With separate arguments, so that the path for a single piece keeps the operation in registers.
         return unsafe vectored(
           operation.segments, operation.segmentCount, operation.offset, isRead: isRead, isDurable: operation.isDurable)
       }

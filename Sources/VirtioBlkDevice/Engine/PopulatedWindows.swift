@@ -1,20 +1,19 @@
-/// What is known of an image in memory or in the page cache, window by window: whether all of it is data whose pages are in the
-/// page tables.
+/// What is known about a mapped image, window by window: whether all of a window is data whose pages are in the page tables.
 ///
-/// On tmpfs a touch of a hole through a mapping, even a read, gives the file a page. So only windows without a hole are used
-/// through the mapping; the others are left to system calls, which read a hole without filling it. A window without a hole is
-/// brought into the page tables at once, for a fraction of what a fault for each page costs.
+/// On tmpfs, touching a hole through a mapping allocates a page, even for a read. So only windows without holes are used
+/// through the mapping; the others are left to system calls, which read a hole without filling it. A window without holes is
+/// populated in the page tables at once, for a fraction of the cost of a fault per page.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Shared by all queues of a device. Of two that look at a window at once both are right; the one that punches a hole says so
-/// afterwards, and then what others found before does not count.
+/// Shared by all queues of a device. If two queues check a window at the same time, both are right. A queue that punches a hole
+/// calls `forget` afterwards, which invalidates what others found before.
 @safe
 final class PopulatedWindows: @unchecked Sendable {
-  /// What the kernel maps around a fault: the most that one fault can do, and soon done.
+  /// What the kernel maps around a fault: the most that one fault can map, and quickly done.
   static let windowSize = 64 << 10
   private static let pageSize = PageSize.bytes
   fileprivate static let shift: UInt64 = 16
@@ -22,14 +21,14 @@ final class PopulatedWindows: @unchecked Sendable {
   enum State {
     /// No hole, and in the page tables.
     case data
-    /// With holes, pages that are not in the cache, or unavailable: for system calls.
+    /// It has holes or pages that are not in the cache, or cannot be checked: left to system calls.
     case sparse
     /// The file ends before the image does.
     case cut
   }
 
-  // A window's word: its kind, how many pages of a sparse one are to be written before it is worth another look, and a
-  // number that changes whenever what was found is forgotten.
+  // A window's word: its kind, how many pages of a sparse one have to be filled before another check is worthwhile, and a
+  // generation that changes whenever its state is forgotten.
   private static let unknown: UInt32 = 0
   fileprivate static let data: UInt32 = 1
   private static let sparse: UInt32 = 2
@@ -44,23 +43,23 @@ final class PopulatedWindows: @unchecked Sendable {
   private let descriptor: Int32
   /// Bytes of the image.
   private let size: UInt64
-  /// From the beginning of the first window to that of the image: windows are aligned in the address space.
+  /// Bytes from the beginning of the first window to that of the image: windows are aligned in the address space.
   private let skew: UInt64
-  /// The kernel tells which pages there are to those who may write to the file, and to nobody else.
+  /// Whether the kernel tells this process which pages are resident: only processes that may write to the file learn that.
   private let canTell: Bool
-  /// Only mapped: a table of a large image is there where the image is used.
+  /// Only mapped: of the table of a large image, only the used parts take memory.
   private let table: Mapping
   private let words: UnsafeMutablePointer<Atomic<UInt32>>
 
-  /// What an engine asks before each copy: no more than two words of its own, so that no reference count changes. A locked
-  /// instruction would wait for the copy before it.
+  /// What an engine checks before each copy: only two words, so that no reference count changes. A locked instruction would
+  /// wait for the previous copy.
   @safe
   struct View {
     fileprivate let words: UnsafeMutablePointer<Atomic<UInt32>>
     fileprivate let skew: UInt64
   }
 
-  /// Good for as long as this object lives.
+  /// Valid for as long as this object lives.
   var view: View { unsafe View(words: words, skew: skew) }
 
   /// - Parameters:
@@ -89,9 +88,9 @@ final class PopulatedWindows: @unchecked Sendable {
 
   func isData(_ offset: UInt64, _ length: UInt64) -> Bool { view.isData(offset, length) }
 
-  // MARK: For those that are not known to be data
+  // MARK: Windows that are not known to be data
 
-  /// Finds out what is not known of a range.
+  /// Checks the unknown windows of a range.
   @inline(never)
   func look(_ offset: UInt64, _ length: UInt64) -> State {
     var state = State.data
@@ -114,7 +113,8 @@ final class PopulatedWindows: @unchecked Sendable {
     return state
   }
 
-  /// A range got its pages, or soon will, by system calls. Windows that may have become whole are looked at again.
+  /// The pages of a range have been filled by system calls, or soon will be. Windows that may be complete now are checked again
+  /// when they are next used.
   func filled(_ offset: UInt64, _ length: UInt64) {
     for window in window(offset)...window(offset &+ length &- 1) {
       let word = load(window)
@@ -130,7 +130,8 @@ final class PopulatedWindows: @unchecked Sendable {
     }
   }
 
-  /// Holes may have been made in a range, or filled: what was known of it, and what others are just finding out, is void.
+  /// Holes may have been made in a range, or filled: what is known about it, and what others are just finding out, becomes
+  /// invalid.
   func forget(_ offset: UInt64, _ length: UInt64) {
     guard length > 0 else { return }
     for window in window(offset)...window(offset &+ length &- 1) {
@@ -141,7 +142,7 @@ final class PopulatedWindows: @unchecked Sendable {
     }
   }
 
-  /// Pages went that nobody can name: nothing is known any more. A look that is still going on may keep what it finds.
+  /// Unknown pages have been reclaimed: forgets everything. A check that is still in progress may store its result.
   func forgetAll() { _ = unsafe madvise(table.base, table.count, MADV_DONTNEED) }
 
   /// The file is shorter than the image.
@@ -155,8 +156,8 @@ final class PopulatedWindows: @unchecked Sendable {
     unsafe words[window].compareExchange(expected: word, desired: other, ordering: .acquiringAndReleasing).exchanged
   }
 
-  /// Brings a window into the page tables, if it has no hole.
-  /// - Returns: pages that are missing, 0 when all are there.
+  /// Populates a window in the page tables if it has no holes.
+  /// - Returns: the number of missing pages; 0: none.
   private func populate(_ window: Int) -> Int {
     let position = UInt64(window) << Self.shift
     let start = position > skew ? position &- skew : 0
@@ -171,15 +172,15 @@ final class PopulatedWindows: @unchecked Sendable {
       return missing
     }
     guard missing == 0 else { return missing }
-    // On a shared mapping of memory what is mapped for reading can be written, too, and reading takes 16 pages at a time.
-    // A kernel that does not know the word faults the pages in one by one.
+    // On a shared mapping of memory, pages populated for reading can also be written, and populating for reading takes 16 pages
+    // at a time. A kernel without this advice faults the pages in one by one.
     guard unsafe madvise(place, Int(end &- start), clinux_madv_populate_read) == 0 || errno == EINVAL else { return pages }
     return 0
   }
 }
 
 extension PopulatedWindows.View {
-  /// Whether a range, not empty and inside the image, is known to be data. What is not known has to be found out.
+  /// Whether a range, not empty and inside the image, is known to be data. If it is not, use `look`.
   @inline(__always)
   func isData(_ offset: UInt64, _ length: UInt64) -> Bool {
     var window = (offset &+ skew) &>> PopulatedWindows.shift
@@ -187,7 +188,7 @@ extension PopulatedWindows.View {
     while true {
       let word = unsafe words[Int(truncatingIfNeeded: window)].load(ordering: .relaxed)
       guard word & PopulatedWindows.kindMask == PopulatedWindows.data else { return false }
-      // Nearly always at once.
+      // Nearly always in the first round.
       if window == last { return true }
       window &+= 1
     }

@@ -1,8 +1,8 @@
-/// The engine of images of Ceph clusters: requests to librbd, on the handle that all queues of the disk share. The library's threads
-/// write down what is over, and wake the worker.
+/// The engine for images of Ceph clusters: requests to librbd, on the handle that all queues of the disk share. The library's
+/// threads post completions and wake the worker.
 ///
-/// What is written the library copies before `start` returns; what is read its threads put where it belongs. When the cluster is away
-/// requests wait, as the library has it.
+/// The library copies data to be written before `start` returns; its threads put data that was read into the segments. If the
+/// cluster is away, the library lets requests wait.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -17,7 +17,7 @@ struct RBDEngine: BlockEngine, ~Copyable {
   private static let thick: Int32 = 1
 
   private let rbd: RBDImage
-  /// The image's words.
+  /// The state of the image.
   private let state: ImageState
   private let tell: @Sendable (String) -> Void
   private let functions: UnsafeMutablePointer<clinux_rbd>
@@ -25,9 +25,9 @@ struct RBDEngine: BlockEngine, ~Copyable {
   private let owner: RBDRequests
   private let requests: UnsafeMutablePointer<RBDRequest>
   private var waiter: BoardWaiter
-  /// What the library has.
+  /// Requests in the library.
   private var pending = 0
-  /// The cluster takes nothing from this client any more: no answer but one of before reaches a driver.
+  /// The cluster accepts nothing from this client any more: only answers from before reach a driver.
   private var isFenced: Bool
   private var calls: UInt64 = 0
 
@@ -47,12 +47,12 @@ struct RBDEngine: BlockEngine, ~Copyable {
   }
 
   deinit {
-    precondition(pending == 0, "the library would write to what is gone")
+    precondition(pending == 0, "the library would write to freed memory")
     rbd.leave()
   }
 
   var takesDiscards: Bool { true }
-  /// With the last answer: until then the library may write to a driver's memory.
+  /// True only after the last answer: until then the library may write to a driver's memory.
   var isLost: Bool { isFenced && pending == 0 }
   var awaitsThreads: Bool { pending > 0 }
 
@@ -67,12 +67,12 @@ struct RBDEngine: BlockEngine, ~Copyable {
     return send(operation, operation.kind, tag: tag)
   }
 
-  /// - Parameter kind: what is requested: the operation's, or the flush behind it.
+  /// - Parameter kind: what is requested: the operation's kind, or the flush after it.
   private mutating func send(_ operation: IOOperation, _ kind: IOOperation.Kind, tag: UInt32) -> IOOutcome {
     var completion: UnsafeMutableRawPointer?
     let created = unsafe functions.pointee.aio_create_completion(requests + Int(tag), RBDRequests.completed, &completion)
     guard created >= 0 else { return .finished(created) }
-    // It may be over before the call is.
+    // The request may be over before the call returns.
     pending &+= 1
     calls &+= 1
     let result = unsafe request(operation, kind, completion)
@@ -87,7 +87,7 @@ struct RBDEngine: BlockEngine, ~Copyable {
     let (offset, length) = (operation.offset, operation.length)
     switch kind {
     case .read, .write:
-      // The same layout; the pieces stay where they are until it is over.
+      // The layout is the same; the pieces stay in place until the request is over.
       let pieces = unsafe UnsafeRawPointer(operation.segments)?.assumingMemoryBound(to: iovec.self)
       let count = Int32(truncatingIfNeeded: operation.segmentCount)
       return unsafe kind == .read
@@ -112,18 +112,18 @@ struct RBDEngine: BlockEngine, ~Copyable {
     return nil
   }
 
-  /// - Returns: `nil` when that is not its end.
+  /// - Returns: `nil` if the request is not finished by that.
   private mutating func finish(_ tag: UInt32, _ result: Int32) -> EngineEvent? {
     let request = unsafe requests + Int(tag)
     let operation = unsafe request.pointee.operation
     if result == -ESHUTDOWN || result == -EROFS {
-      // The second is the word for who has lost the lock.
+      // The second is the error for a client that has lost the lock.
       isFenced = true
       if let news = rbd.fence() { tell(news) }
       return nil
     }
     guard result >= 0 else {
-      // What the cluster could not store the library may have forgotten, and not say so again.
+      // The library may have dropped what the cluster could not store, without reporting it again.
       if unsafe operation.kind == .flush || request.pointee.isSettling { state.flushFailed.storeRelaxed(1) }
       return .completion(tag: tag, result: result)
     }

@@ -1,17 +1,17 @@
-/// What an RBD engine remembers of each request in flight.
+/// What an RBD engine remembers about each request in flight.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// One operation, where the library reports it to. All zeroes is a valid value: nothing.
+/// One operation, to which the library reports its completion. All zeroes is a valid value: no operation.
 @safe
 struct RBDRequest {
   /// What the library's thread needs.
   var board: Unmanaged<CompletionBoard>?
   var functions: UnsafeMutablePointer<clinux_rbd>?
   var tag: UInt32
-  /// The operation is over, and is made stable by a flush.
+  /// The operation is done, and is being made stable by a flush.
   var isSettling = false
   var operation: IOOperation
 }
@@ -28,10 +28,10 @@ struct RBDRequests: ~Copyable {
     unsafe base = area.base.bindMemory(to: RBDRequest.self, capacity: max(1, count))
   }
 
-  /// Called by a thread of the library when something is over: writes that down, and wakes the worker.
+  /// Called by a thread of the library when a request is over: posts the result, and wakes the worker.
   static let completed: @convention(c) (UnsafeMutableRawPointer?, UnsafeMutableRawPointer?) -> Void = { completion, argument in
     guard let request = unsafe argument?.assumingMemoryBound(to: RBDRequest.self) else { return }
-    // A copy: it can be another request as soon as it is posted.
+    // Copied, because the slot can hold another request as soon as this one is posted.
     let (board, tag, functions) = unsafe (request.pointee.board, request.pointee.tag, request.pointee.functions)
     guard let board = unsafe board, let functions = unsafe functions else { return }
     let result = unsafe functions.pointee.aio_get_return_value(completion)

@@ -1,8 +1,8 @@
-/// Guest memory as the fixed buffers of a ring: pinned once, named by number.
+/// Guest memory as the fixed buffers of a ring: pinned once, and referred to by number.
 internal import CLinux
 internal import VirtioCore
 
-/// A sorted table of host ranges; a buffer of the kernel's is at most 1 GiB, so a large region is several.
+/// A sorted table of host ranges; a buffer in the kernel is at most 1 GiB, so a large region becomes several.
 @safe
 struct RegisteredBuffers {
   private static let largest = 1 << 30
@@ -13,7 +13,8 @@ struct RegisteredBuffers {
 
   var isEmpty: Bool { ranges.isEmpty }
 
-  /// Replaces what was registered. Where the kernel refuses (no room for locked memory, say) operations go without.
+  /// Replaces what was registered. If the kernel refuses (because of the limit of locked memory, for example), operations do
+  /// without.
   mutating func register(_ memory: GuestMemory, with ring: UnsafeMutablePointer<io_uring>) {
     guard memory !== self.memory else { return }
     if !ranges.isEmpty { _ = unsafe io_uring_unregister_buffers(ring) }
@@ -34,7 +35,7 @@ struct RegisteredBuffers {
     ranges = unsafe vectors.map { unsafe (UInt(bitPattern: $0.iov_base), UInt($0.iov_len)) }
   }
 
-  /// The buffer that holds the whole segment.
+  /// The number of the buffer that contains the whole segment.
   @inline(__always)
   mutating func index(of segment: MemorySegment) -> Int32? {
     let base = unsafe UInt(bitPattern: segment.base)

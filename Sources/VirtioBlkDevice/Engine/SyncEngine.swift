@@ -1,4 +1,5 @@
-/// Every operation in place, in the queue's own thread: the best there is where the medium never waits.
+/// The engine that executes every operation in place, on the queue's own thread: the best choice for a medium that never
+/// blocks.
 internal import SystemPackage
 internal import VirtioCore
 

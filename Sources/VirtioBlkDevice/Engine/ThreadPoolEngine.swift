@@ -1,4 +1,4 @@
-/// Plain system calls on a few threads, as event loops did before there was io_uring: to be measured against.
+/// Plain system calls on a few threads, as in event loops before io_uring: for comparison.
 internal import SystemPackage
 internal import VirtioCore
 

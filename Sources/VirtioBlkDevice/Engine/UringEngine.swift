@@ -1,4 +1,4 @@
-/// io_uring: operations, kicks and the mailbox in one ring, so that one system call submits, sleeps and collects.
+/// io_uring: operations, kicks and the mailbox in one ring, so that one system call submits, sleeps and reaps completions.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -9,7 +9,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   static let movesData = true
   static let finishesInPlace = false
 
-  /// What the upper half of a completion's user data says; the lower half is a tag or a lane.
+  /// The upper half of a completion's user data; the lower half is a tag or a lane.
   private enum Mark {
     static let operation: UInt64 = 0
     static let kick: UInt64 = 1
@@ -20,7 +20,7 @@ struct UringEngine: BlockEngine, ~Copyable {
   /// A kick source that the ring waits on.
   private struct Watch {
     var kick: KickSource
-    /// Tells completions of this watch from those of an earlier one on the same lane.
+    /// Distinguishes completions of this watch from those of an earlier one on the same lane.
     var generation: UInt16
   }
 
@@ -28,28 +28,28 @@ struct UringEngine: BlockEngine, ~Copyable {
   private let descriptor: Int32
   private let mailbox: Int32
   private let setup: UringSetup
-  /// Only where kicks go through epoll.
+  /// Only if kicks go through epoll.
   private var waiter: EpollWaiter?
   private let completionCounter: OwnedDescriptor?
   private var buffers: RegisteredBuffers
-  /// Kernel workers do what cannot be done at once, with CPU time; a device does not.
+  /// Kernel workers do what cannot be done at once, and take CPU time; a device does not.
   private let hasWorkers: Bool
-  /// Operations in the kernel or on their way.
+  /// Operations in the kernel, and those about to be submitted.
   private var inFlight: Int
-  /// Prepared since the last hand-over.
+  /// Operations prepared since the last submission.
   private var prepared: Int
   private var parts: BatchParts
   private var watches: [Int: Watch]
   private var nextGeneration: UInt16
-  /// With a lost ring: the mailbox is readable.
+  /// Only if the ring is lost: the mailbox is readable.
   private var mailboxRang = false
-  /// Waiters for doorbells, where the kernel cannot wait for them in the ring.
+  /// Threads that wait for doorbells, if the kernel cannot wait for them in the ring.
   private var bridges: [Int: DoorbellWatch]
   private(set) var systemCalls: UInt64
-  /// The kernel refused to be entered in a way that no later attempt changes.
+  /// A call into the ring failed with an error that no later attempt can change.
   private(set) var isLost: Bool
 
-  /// Entries that one call can hand over; more of them go in several calls.
+  /// Entries that one call can submit; more of them take several calls.
   private static let submissionEntries = 256
 
   /// - Parameters:
@@ -88,7 +88,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     bridges = [:]
     systemCalls = 0
     isLost = false
-    // Saves a descriptor look-up at each call; where the kernel cannot, nothing changes.
+    // Saves a descriptor look-up at each call; if the kernel does not support that, nothing changes.
     if setup.registersRing { _ = unsafe io_uring_register_ring_fd(ring) }
     if !throughEpoll { armMailbox() }
   }
@@ -98,7 +98,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     unsafe ring.deallocate()
   }
 
-  /// The set-up that was requested, or the next best that this kernel has.
+  /// Makes a ring with the setup that was requested, or the next best that this kernel supports.
   private static func makeRing(_ setup: UringSetup, completions: Int) throws(Errno) -> UnsafeMutablePointer<io_uring> {
     let ring = UnsafeMutablePointer<io_uring>.allocate(capacity: 1)
     unsafe ring.initialize(to: io_uring())
@@ -108,7 +108,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     let completions = UInt32(min(max(completions, 2 * submissionEntries), 16384))
     let submitAll = UInt32(IORING_SETUP_SUBMIT_ALL)
     let deferred = UInt32(IORING_SETUP_SINGLE_ISSUER) | UInt32(IORING_SETUP_DEFER_TASKRUN) | submitAll
-    // The flag word says when there is something to run, so that looking costs no system call.
+    // A flag tells when there is task work to run, so that checking costs no system call.
     let cooperative = UInt32(IORING_SETUP_COOP_TASKRUN) | UInt32(IORING_SETUP_TASKRUN_FLAG) | submitAll
     let choices: [UInt32]
     switch setup.completion {
@@ -119,7 +119,7 @@ struct UringEngine: BlockEngine, ~Copyable {
       choices = [UInt32(IORING_SETUP_SQPOLL) | (cpu == nil ? 0 : UInt32(IORING_SETUP_SQ_AFF)) | submitAll]
     }
     var result: Int32 = 0
-    // Until it is said what the ring may be used for it takes nothing (Linux 5.10).
+    // A disabled ring accepts nothing until its restrictions are registered (Linux 5.10).
     for choice in choices.map({ $0 | UInt32(IORING_SETUP_R_DISABLED) }) + choices {
       var parameters = io_uring_params()
       parameters.flags = base | choice
@@ -141,12 +141,12 @@ struct UringEngine: BlockEngine, ~Copyable {
     throw Errno(rawValue: -result)
   }
 
-  /// Whether this process may use io_uring at all; the error says why not.
+  /// Checks whether this process may use io_uring at all. - Throws: why not.
   static func probe() throws(Errno) {
     if let refusal { throw refusal }
   }
 
-  /// Asked once, not for each of a thousand disks: no process gets the right later that it did not have at first.
+  /// Tried once, not for each of a thousand disks: a process never gains the right later.
   private static let refusal: Errno? = {
     do throws(Errno) {
       let ring = unsafe try makeRing(UringSetup(), completions: 1)
@@ -156,10 +156,10 @@ struct UringEngine: BlockEngine, ~Copyable {
       }
       let begun = unsafe UringRestrictions.begin(ring)
       guard begun == 0 else { return Errno(rawValue: -begun) }
-      // A filter of system calls may allow a ring to be made and not to be entered.
+      // A seccomp filter may allow a ring to be created but not to be entered.
       if let entry = unsafe io_uring_get_sqe(ring) { unsafe io_uring_prep_nop(entry) }
       let result = unsafe io_uring_submit_and_wait(ring, 1)
-      // By a thread that may still make rings: the question makes one.
+      // Evaluated here, on a thread that may still create rings, because the probe creates one.
       _ = hasFutexWait
       return result < 0 ? Errno(rawValue: -result) : nil
     } catch { return error }
@@ -171,13 +171,13 @@ struct UringEngine: BlockEngine, ~Copyable {
   private mutating func entry() -> UnsafeMutablePointer<io_uring_sqe> {
     while true {
       if let entry = unsafe io_uring_get_sqe(ring) { return unsafe entry }
-      // More started than the ring has entries: hand over what there is.
+      // More operations were started than the ring has entries: submit what there is.
       handOver()
       if isLost { return unsafe makeRoom() }
     }
   }
 
-  /// A lost ring: what was prepared goes nowhere, and so does what is still to be.
+  /// For a lost ring: drops what was prepared; what is prepared from now on is dropped, too.
   @inline(never)
   private mutating func makeRoom() -> UnsafeMutablePointer<io_uring_sqe> {
     unsafe clinux_forget_prepared(ring)
@@ -205,7 +205,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     return .pending
   }
 
-  /// The image's number for an entry: 0 in the ring's own table, or its descriptor.
+  /// The file of an entry: 0 in the ring's own table, or the image's descriptor.
   private var file: Int32 { setup.registersFile ? 0 : descriptor }
 
   @inline(__always)
@@ -237,7 +237,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     if operation.isDurable { unsafe clinux_sqe_set_rw_flags(entry, clinux_rwf_dsync) }
   }
 
-  /// A ring that polls its device takes nothing else.
+  /// A ring that polls its device accepts nothing else.
   var takesOnlyTransfers: Bool { setup.poll != .off }
 
   var awaitsThreads: Bool { hasWorkers && inFlight > 0 }
@@ -247,23 +247,23 @@ struct UringEngine: BlockEngine, ~Copyable {
     handOver()
   }
 
-  /// Looks at what a call into the ring came to.
+  /// Checks the result of a call into the ring.
   @inline(__always)
   private mutating func check(_ result: Int32) { if result < 0 { checkError(-result) } }
 
-  /// An interrupted or busy call leaves the entries in the ring; the next turn hands them over.
+  /// An interrupted or busy call leaves the entries in the ring; the next turn submits them.
   @inline(never)
   private mutating func checkError(_ error: Int32) {
     switch error {
     case EINTR, EAGAIN, EBUSY, ETIME: break
-    // Deferred work belongs to the thread that made the ring: nobody else can be meant.
+    // Any other error is permanent: a filter of system calls, or a thread that may not enter this ring.
     default: isLost = true
     }
   }
 
   private mutating func handOver() {
     guard unsafe io_uring_sq_ready(ring) > 0 else { return }
-    // With a submission thread most hand-overs are no system call at all; liburing makes one only to wake it.
+    // With a submission thread most submissions take no system call at all; liburing makes one only to wake that thread.
     if unsafe !usesSubmissionThread || clinux_sq_needs_wakeup(ring) != 0 { systemCalls &+= 1 }
     prepared = 0
     check(unsafe io_uring_submit(ring))
@@ -279,7 +279,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     systemCalls &+= 1
     prepared = 0
     parts.begin()
-    // Everything in flight completes some day, so waiting for several at once ends.
+    // Everything in flight completes eventually, so waiting for several at once comes to an end.
     let count = UInt32(setup.minimumWait > 1 && inFlight >= setup.minimumWait ? setup.minimumWait : 1)
     if let nanoseconds {
       var limit = __kernel_timespec(tv_sec: nanoseconds / 1_000_000_000, tv_nsec: nanoseconds % 1_000_000_000)
@@ -294,7 +294,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     }
   }
 
-  /// All that is left to wait for when the ring is lost.
+  /// Waits for the mailbox, the only thing left to wait for if the ring is lost.
   private mutating func waitForMailbox(nanoseconds: Int64?) {
     var entry = pollfd(fd: mailbox, events: Int16(POLLIN), revents: 0)
     let timeout = nanoseconds.map { Int32(clamping: ($0 + 999_999) / 1_000_000) } ?? -1
@@ -303,7 +303,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   private mutating func waitThroughEpoll(nanoseconds: Int64?) {
     submit()
-    // A ring that polls its device completes nothing unless it is asked.
+    // A ring that polls its device completes nothing unless it is entered.
     if unsafe io_uring_cq_ready(ring) == 0, setup.poll == .off || inFlight == 0 {
       systemCalls &+= 1
       waiter?.wait(nanoseconds: nanoseconds)
@@ -320,7 +320,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     collect()
   }
 
-  /// Asks for completions that are there but not yet in the queue.
+  /// Enters the kernel for completions that are not in the completion queue yet.
   private mutating func collect() {
     guard unsafe (setup.poll != .off && inFlight > 0) || clinux_sq_has_taskrun(ring) != 0 else { return }
     systemCalls &+= 1
@@ -329,7 +329,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   @inline(__always)
   mutating func nextEvent() -> EngineEvent? {
-    // What is in flight counts as failed from then on; what the kernel still says of it is for nobody.
+    // What is in flight counts as failed once the ring is lost; later completions are ignored.
     guard !isLost else { return nextWake() }
     var data: UInt64 = 0
     var result: Int32 = 0
@@ -378,7 +378,7 @@ struct UringEngine: BlockEngine, ~Copyable {
 
   // MARK: Kicks
 
-  /// A multishot poll completes once for each signal although nobody reads the counter.
+  /// A multishot poll completes once for each signal, although nobody reads the counter.
   private mutating func armMailbox() {
     let entry = unsafe entry()
     unsafe io_uring_prep_poll_multishot(entry, mailbox, UInt32(POLLIN))
@@ -414,7 +414,7 @@ struct UringEngine: BlockEngine, ~Copyable {
     }
     var kick = kick
     if case .doorbell(let doorbell) = kick, !Self.hasFutexWait {
-      // An older kernel: a small thread turns the bell into an eventfd.
+      // On an older kernel, a small thread turns the doorbell into an eventfd.
       let bridge = try DoorbellWatch(doorbell)
       bridges[lane] = bridge
       kick = .eventCounter(bridge.rung)

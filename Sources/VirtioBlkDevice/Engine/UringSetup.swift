@@ -1,5 +1,5 @@
-/// How the io_uring engine sets up its ring. The defaults are what is best where the kernel has it; the rest is for those who
-/// measure.
+/// How the io_uring engine sets up its ring. The defaults are the best choices that the kernel supports; the others are for
+/// measurements.
 
 public struct UringSetup: Hashable, Sendable {
   /// Who runs the completion side of an operation.
@@ -8,9 +8,9 @@ public struct UringSetup: Hashable, Sendable {
     case deferred
     /// The queue's thread, at its next system call: COOP_TASKRUN (Linux 5.19).
     case cooperative
-    /// The queue's thread, interrupted for it.
+    /// The queue's thread, which is interrupted for it.
     case plain
-    /// A kernel thread submits: SQPOLL, on a CPU of its own if one is named.
+    /// A kernel thread submits: SQPOLL, pinned to a CPU if one is given.
     case submissionThread(cpu: Int?)
   }
 
@@ -24,13 +24,13 @@ public struct UringSetup: Hashable, Sendable {
     case hybrid
   }
 
-  /// How much is handed over to the kernel at once.
+  /// How much is submitted to the kernel at once.
   public enum Handover: Hashable, Sendable {
-    /// On a medium that is not memory the first four operations of a turn, then eight, and so on; else all of a turn.
+    /// On a medium other than memory, the first four operations of a turn, then eight, and so on; otherwise all of a turn.
     case growing
-    /// All that a turn has.
+    /// All operations of a turn.
     case whole
-    /// So many; at least 1.
+    /// This many; at least 1.
     case every(Int)
   }
 
@@ -38,22 +38,23 @@ public struct UringSetup: Hashable, Sendable {
   public var completion = Completion.deferred
   /// How the kernel learns that the device is done.
   public var poll = Poll.off
-  /// The image is file 0 of the ring's own table.
+  /// Whether the image is registered as file 0 of the ring's own table.
   public var registersFile = true
-  /// Guest memory is pinned once instead of at each operation. It counts against the locked-memory limit.
+  /// Whether guest memory is pinned once instead of for each operation. It counts against the limit of locked memory.
   public var registersBuffers = false
-  /// The ring's own descriptor is looked up once.
+  /// Whether the ring's own descriptor is registered, so that it is looked up only once.
   public var registersRing = true
   /// How many completions to wait for at once, while at least that many operations are in flight; at least 1.
   public var minimumWait = 1
-  /// How many operations are collected before the kernel gets them.
+  /// How many operations are collected before they are submitted.
   public var handover = Handover.growing
-  /// The submission ring has a second array with the order of its entries; without it they are taken as they come
+  /// Whether the submission ring has an index array with the order of its entries; without it they are taken in place
   /// (NO_SQARRAY, Linux 6.6).
   public var usesIndexArray = true
-  /// Kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the ring.
+  /// Whether kicks come through an epoll set and completions through an eventfd, as in an event loop, instead of through the
+  /// ring.
   public var kicksThroughEpoll = false
 
-  /// The defaults: the best choices where the kernel supports them.
+  /// The defaults: the best choices that the kernel supports.
   public init() {}
 }

@@ -1,13 +1,13 @@
-/// Who holds a block device that cannot be opened, for the user who has to free it.
+/// Finds out what keeps a block device from being opened, for the user who has to free it.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
 enum BlockDeviceHolder {
-  /// - Returns: as in "it is mounted on /mnt"; `nil` for a program, which the kernel does not name.
+  /// - Returns: as in "it is mounted on /mnt"; `nil` if a program has it open: the kernel does not tell which.
   static func describe(_ device: SystemDevice) -> String? {
     let disk = device.kernelName ?? ""
-    // Who has a partition has a part of its disk, and the other way round.
+    // Whoever uses a partition uses a part of its disk, and the other way round.
     var devices: [(subject: String, device: SystemDevice)] = [("it", device)]
     for name in SystemText.names(in: device.folder) where !disk.isEmpty && name.hasPrefix(disk) {
       guard let number = SystemText.line("\(device.folder)/\(name)/dev") else { continue }
@@ -43,12 +43,12 @@ enum BlockDeviceHolder {
       }
     }
 
-    /// btrfs has a number of its own, and only the source tells its device.
+    /// btrfs reports a device number of its own; only the source names the real device.
     func isOf(_ wanted: SystemDevice) -> Bool {
       device == wanted.name || source.hasPrefix("/dev/") && BlockDeviceHolder.device(at: source) == wanted
     }
 
-    /// Spaces and the like are written in octal, as in `\040`.
+    /// Spaces and similar characters are escaped in octal, as in `\040`.
     static func unescaped(_ word: Substring) -> String {
       var bytes: [UInt8] = []
       var rest = Array(word.utf8)[...]

@@ -1,39 +1,40 @@
-/// How much of its life a device has used (virtio 5.2.6, GET_LIFETIME), for the kinds of device that tell it in the same words: eMMC
-/// and UFS.
+/// How much of its life a device has used (virtio 5.2.6, GET_LIFETIME), for the kinds of devices that report it in the same
+/// terms: eMMC and UFS.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// What a device says of it. Values that the specification reserves never get here.
+/// What a device reports. Values that the specification reserves never get here.
 struct DeviceLifetime: Equatable {
-  /// Of the reserve blocks: 1: less than 80 % are used, 2: 80 %, 3: 90 %; 0: it does not say.
+  /// The use of reserve blocks: 1: less than 80 % are used, 2: 80 %, 3: 90 %; 0: not reported.
   var preEOL: UInt8 = 0
-  /// Of the life of its cells of one bit: n: up to n · 10 % are used, 11: more than it was made for; 0: it does not say.
+  /// The wear of single-level cells: n: up to n · 10 % of their life is used, 11: they have exceeded it; 0: not reported.
   var typeA: UInt8 = 0
-  /// The same of its cells of several bits.
+  /// The same for multi-level cells.
   var typeB: UInt8 = 0
 
-  /// It says nothing.
+  /// It reports nothing.
   var isEmpty: Bool { self == DeviceLifetime() }
 
-  /// As a driver gets it: three numbers of 16 bits.
+  /// The answer to a driver: three numbers of 16 bits.
   var bytes: (UInt8, UInt8, UInt8, UInt8, UInt8, UInt8) { (preEOL, 0, typeA, 0, typeB, 0) }
   static let size = 6
 }
 
-/// The files in which the kernel tells it, open: what a device has used changes while it is served. Closed by their owner, the image.
+/// The files in which the kernel reports it. They stay open, because the wear changes while the device is served; their owner,
+/// the image, closes them.
 struct LifetimeFiles: Sendable, Equatable {
-  /// eMMC tells both types in one file, UFS in one each.
+  /// eMMC reports both types in one file, UFS in one file each.
   private(set) var typeA: Int32
   private(set) var typeB: Int32
   private(set) var preEOL: Int32
 
   /// - Parameter folder: the device's in /sys.
-  /// - Returns: `nil` where it is no such device, or one that says nothing.
+  /// - Returns: `nil` if it is not such a device, or reports nothing.
   init?(folder: String) {
-    // A partition's device is its disk's.
+    // For a partition, the device is that of its disk.
     let device = [folder + "/device", folder + "/../device"].first { !SystemText.names(in: $0).isEmpty } ?? folder + "/device"
-    // A UFS device is known by its controller: host, target and unit lie between.
+    // For UFS, the files are those of the controller: host, target and unit lie between.
     let health = device + "/../../../health_descriptor"
     for names in [
       (device + "/life_time", device + "/life_time", device + "/pre_eol_info"),
@@ -56,9 +57,9 @@ struct LifetimeFiles: Sendable, Equatable {
     if preEOL >= 0 { close(preEOL) }
   }
 
-  /// Asks the kernel, which may ask the device: only the queue that wants to know may wait for that.
+  /// Reads them from the kernel, which may query the device: only the queue that wants to know may wait for that.
   ///
-  /// - Returns: `nil` when it cannot be read any more.
+  /// - Returns: `nil` if it cannot be read any more.
   func read() -> DeviceLifetime? {
     guard let first = Self.numbers(typeA) else { return nil }
     var lifetime = DeviceLifetime()

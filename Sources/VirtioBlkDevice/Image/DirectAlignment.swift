@@ -1,4 +1,4 @@
-/// What direct I/O on a file asks of requests.
+/// The alignment that direct I/O on a file requires of requests.
 internal import CLinux
 
 struct DirectAlignment: Equatable {
@@ -7,25 +7,25 @@ struct DirectAlignment: Equatable {
   /// What a request's offset and length must be multiples of, bytes.
   var offset: Int
 
-  /// What the kernel says (statx, STATX_DIOALIGN, Linux 6.1).
+  /// What the kernel reports (statx, STATX_DIOALIGN, Linux 6.1).
   enum Answer: Equatable {
-    /// Nothing was put in its place.
+    /// The kernel is to be asked.
     case asked
-    /// It cannot be asked, or does not know.
+    /// The kernel cannot be asked, or does not know.
     case unknown
-    /// There is no direct I/O.
+    /// The file does not support direct I/O.
     case impossible
     case told(DirectAlignment)
   }
 
-  /// What every medium takes. Trying is no way to learn of less: a read of a hole never reaches the medium that would refuse
-  /// it.
+  /// What every medium accepts. A trial cannot prove that less is enough: a read of a hole never reaches the medium that would
+  /// refuse it.
   static let page = 4096
 
   /// - Parameters:
-  ///   - answer: `.asked` asks.
-  ///   - isInMemory: a file of a file system in memory, where "direct" is a word only.
-  /// - Returns: `nil` when the file has no direct I/O.
+  ///   - answer: `.asked`: the kernel is asked.
+  ///   - isInMemory: it is on a file system in memory, where direct I/O is direct in name only.
+  /// - Returns: `nil` if the file does not support direct I/O.
   static func of(_ descriptor: Int32, _ answer: Answer, isBlockDevice: Bool, isInMemory: Bool) -> DirectAlignment? {
     switch answer == .asked ? ask(descriptor) : answer {
     case .impossible: return nil
@@ -33,7 +33,7 @@ struct DirectAlignment: Equatable {
     case .asked, .unknown:
       if isInMemory { return DirectAlignment(memory: 1, offset: 1) }
       var block: Int32 = 0
-      // A block device's own block is a fact that can be had on any kernel; that of a file's file system is not.
+      // Any kernel reports the block size of a block device, but not that of a file's file system.
       if isBlockDevice, unsafe clinux_block_logical_size(descriptor, &block) == 0, block > 0 {
         return DirectAlignment(memory: page, offset: Int(block))
       }

@@ -1,24 +1,24 @@
-/// Whether a medium keeps its word about buffers, tried by reading.
+/// A trial read that checks whether a medium really accepts buffers with the alignment that it reports.
 internal import CLinux
 internal import Glibc
 
-/// zram with blocks of a page says that a buffer need only be aligned to 512 bytes, and then writes whole pages, over what
-/// lies before the buffer: the guest's memory, or ours. So the word of every direct medium is tried once, in a place where
-/// nothing can be hurt. The trial only reads.
+/// zram with blocks of one page reports that a buffer need only be aligned to 512 bytes, and then writes whole pages, over what
+/// lies before the buffer: the guest's memory, or ours. So the alignment of every direct medium is tried once, in memory where
+/// no harm can be done. The trial only reads from the medium.
 enum DirectTrial {
-  /// Bytes around the place that is read into, and the largest read.
+  /// Bytes around the buffer that is read into, and the largest read.
   private static let margin = 2 * DirectAlignment.page
   private static let most = 2 * DirectAlignment.page
 
   /// - Parameters:
   ///   - descriptor: opened for direct I/O.
   ///   - size: of the image, bytes.
-  /// - Returns: the claim, with buffers aligned to pages where the medium did not keep to it.
+  /// - Returns: the claim; with buffers aligned to pages if the medium did not keep to it.
   static func tried(_ claim: DirectAlignment, _ descriptor: Int32, size: UInt64) -> DirectAlignment {
     let page = DirectAlignment.page
     guard claim.memory < page, claim.offset <= most, UInt64(claim.offset) <= size else { return claim }
     let careful = DirectAlignment(memory: page, offset: claim.offset)
-    // One block, and as much as crosses from page to page.
+    // One block, and a length that crosses page boundaries.
     let lengths = Set([claim.offset, most].filter { $0 % claim.offset == 0 && UInt64($0) <= size })
     let step = max(claim.memory, 1)
     let places = Set([step, 512, 2048, page - max(step, 512), page - step].map { ($0 + step - 1) / step * step }).filter {
@@ -32,7 +32,7 @@ enum DirectTrial {
     for length in lengths {
       guard unsafe pread(descriptor, reference, length, 0) == length else { return careful }
       for place in places {
-        // Twice: what is read may look like the one or the other.
+        // With two patterns: the data that is read may look like one of them.
         for fill: UInt8 in [0xa5, 0x5a] {
           let start = margin + place
           unsafe memset(room, Int32(fill), total)

@@ -1,12 +1,12 @@
-/// Images of formats that this program does not serve, known by their first bytes or their last.
+/// Images of formats that this program does not serve, recognized by their first or last bytes.
 internal import CLinux
 internal import Glibc
 
-/// Such a file is refused where it is opened, because a guest on its raw bytes would see rubbish and write over it. It is never
-/// read as what it says it is: a guest writes its disk's bytes, and a header that it made up must not turn into a file of
-/// the host's that it may read. What a guest writes can do no more than have its disk refused.
+/// Such a file is refused when it is opened, because a guest on its raw bytes would see garbage and overwrite it. It is never
+/// opened in the format that it claims to be: a guest controls the bytes of its disk, and a forged header must not let it read
+/// a file of the host. At worst, what a guest writes gets its own disk refused.
 enum ForeignFormat {
-  /// Bytes that are looked at, at either end.
+  /// Bytes that are checked at either end.
   private static let window = 512
 
   private static let heads: [(name: String, offset: Int, bytes: [UInt8])] = [
@@ -24,7 +24,7 @@ enum ForeignFormat {
     ("a LUKS volume", 0, Array("LUKS".utf8) + [0xba, 0xbe]),
   ]
 
-  /// Of formats that say so at the end, 512 bytes before it.
+  /// Signatures at the end, in the last 512 bytes.
   private static let tails: [(name: String, bytes: [UInt8])] = [
     ("a VHD image", Array("conectix".utf8)), ("a DMG image", Array("koly".utf8)),
   ]

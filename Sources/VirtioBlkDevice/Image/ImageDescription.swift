@@ -1,5 +1,5 @@
-/// What a medium is and can do: values only, nothing that is open. A disk's features and configuration follow from it, and so
-/// does which engines can serve it.
+/// What a medium is and supports: only values, nothing that is open. It determines a disk's features and configuration, and
+/// which engines can serve it.
 public struct ImageDescription: Sendable, Equatable {
   /// Bytes; a multiple of the logical block size.
   public var size: UInt64
@@ -15,26 +15,27 @@ public struct ImageDescription: Sendable, Equatable {
   public var isReadOnly = false
   /// It is a block device of this machine, not a file.
   public var isBlockDevice = false
-  /// It is an export of a server, reached through a connection.
+  /// It is on a server, and reached through a connection.
   public var isRemote = false
   /// Queues of the disk may be served by several workers at once.
   public var takesSeveralWorkers = true
   /// Requests bypass the page cache.
   public var isDirect = false
-  /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
+  /// What a buffer's address must be a multiple of, bytes; 1: any address will do.
   public var memoryAlignment = 1
-  /// What a transfer's offset and length must be multiples of, bytes; 1 where anything goes.
+  /// What a transfer's offset and length must be multiples of, bytes; 1: any will do.
   public var offsetAlignment = 1
-  /// The medium is memory (tmpfs, ramfs, hugetlbfs, zram, a RAM disk): an I/O call never waits, and io_uring cannot tell.
+  /// The medium is memory (tmpfs, ramfs, hugetlbfs, zram, a RAM disk): an I/O call never blocks, and io_uring does not know
+  /// that.
   public var isInMemory = false
-  /// It is a file of pages (tmpfs, ramfs), where a hole that is touched through a mapping, even to read it, is one no more.
+  /// It is a file of pages (tmpfs, ramfs), where touching a hole through a mapping allocates a page, even for a read.
   public var fillsHolesWhenTouched = false
   /// It is opened through the page cache, on a file system whose page cache is authoritative: no other machine changes the
   /// file.
   public var isCached = false
-  /// A hole can be punched, so that discard gives space back.
+  /// Holes can be punched, so that a discard deallocates space.
   public var canDiscard = false
-  /// The device under it has queues that are polled instead of interrupting.
+  /// The underlying device has queues that are polled instead of raising interrupts.
   public var canPoll = false
   /// The default answer to GET_ID: 1 to 20 printable ASCII characters, different for each image.
   public var serial = ""

@@ -1,11 +1,11 @@
 public import SystemPackage
 internal import VirtioCore
 
-/// Why an image cannot be used: one sentence each, saying what to do.
+/// Why an image cannot be used: one sentence each that says what to do.
 public enum ImageError: Error, Hashable, CustomStringConvertible {
   /// It does not exist, or the system refuses it.
   case cannotOpen(path: String, Errno)
-  /// It can be read but not written, and read-only was not asked for.
+  /// It can be read but not written, and read-only was not requested.
   case notWritable(path: String, Errno)
   /// It is neither a regular file nor a block device.
   case notAFile(path: String)
@@ -13,31 +13,31 @@ public enum ImageError: Error, Hashable, CustomStringConvertible {
   case notAPath(path: String)
   /// It has no bytes.
   case empty(path: String)
-  /// The logical block size, bytes, is no power of two from 512 to 65536.
+  /// The logical block size, bytes, is not a power of two from 512 to 65536.
   case badBlockSize(Int)
-  /// Its size is no multiple of the logical block size; bytes.
+  /// Its size is not a multiple of the logical block size; bytes.
   case oddSize(path: String, size: UInt64, blockSize: Int)
   /// Another process writes to it.
   case locked(path: String)
-  /// The one that is taken over is another file.
+  /// The image that is taken over is another file.
   case notTheSame(path: String)
-  /// - holder: who has the device, as in "it is mounted on /mnt".
+  /// The block device is in use. - holder: by whom, as in "it is mounted on /mnt".
   case held(path: String, holder: String)
   /// It cannot be resized.
   case cannotResize(path: String, Errno)
-  /// Its file system cannot bypass the page cache (O_DIRECT), which was asked for.
+  /// Its file system cannot bypass the page cache (O_DIRECT), which was requested.
   case noDirect(path: String)
   /// Bypassing the page cache needs requests in multiples of more than a logical block; bytes.
   case directNeedsLargerBlocks(path: String, alignment: Int, blockSize: Int)
-  /// - format: its name, as in "a qcow2 image".
+  /// It looks like an image of another format. - format: its name, as in "a qcow2 image".
   case foreign(path: String, format: String)
-  /// Of an export of an NBD server.
+  /// A failure of an NBD export.
   case nbd(NBDFailure)
-  /// Of an image of a Ceph cluster.
+  /// A failure of an image of a Ceph cluster.
   case rbd(RBDFailure)
-  /// Of a qcow2 image.
+  /// A failure of a qcow2 image.
   case qcow2(Qcow2Failure)
-  /// Of the zones that it is to have.
+  /// A failure of the zones that it is to have.
   case zones(ZoneFailure)
 
   /// One sentence for a person: what happened, with what, and what to do.

@@ -4,7 +4,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 extension ImageFile {
-  /// What a disk on an export is. - Throws: why it can be none.
+  /// The description of a disk on an export. - Throws: why the export cannot be used.
   static func description(of export: NBDExport, _ options: ImageOptions) throws(NBDFailure) -> ImageDescription {
     let (facts, uri, blockSize) = (export.facts, export.uri, options.logicalBlockSize)
     guard facts.size > 0 else { throw .empty(uri: uri) }
@@ -22,7 +22,7 @@ extension ImageFile {
     description.isRemote = true
     // Nothing of it is in this machine's page cache.
     description.isDirect = true
-    // Pieces of a transfer become commands of their own, and have to be whole blocks for the server.
+    // Pieces of a transfer become separate commands, and have to be whole blocks for the server.
     description.memoryAlignment = Int(facts.minimumBlock)
     description.offsetAlignment = Int(facts.minimumBlock)
     description.canDiscard = !options.isReadOnly && facts.canTrim
@@ -35,15 +35,15 @@ extension ImageFile {
     return description
   }
 
-  /// Of an export that another process still serves, which is about to be continued here: what that one wrote may not be stable.
-  /// Before a queue is prepared.
+  /// For an export that another process still serves, and that is about to be taken over here: what that process wrote may not
+  /// be stable. To be called before a queue is prepared.
   public func inheritExport() { export?.inheritWrites() }
 
-  /// Of an export: another process may have served it since the queues were stopped, and is gone. What it acknowledged may be
-  /// lost, so the next FLUSH of each queue fails. Before a queue is started again.
+  /// For an export: another process may have served it since the queues were stopped, and is gone. What it acknowledged may be
+  /// lost, so the next FLUSH of each queue fails. To be called before a queue is started again.
   public func resumeExport() { export?.resume() }
 
-  /// On a connection of its own, which covers the others only where the server says so.
+  /// Flushes on a separate connection, which covers the others only if the server says so.
   func flush(_ export: NBDExport) -> Errno? {
     guard export.facts.canMultiConn, export.facts.canFlush else { return .notSupported }
     do throws(NBDFailure) {
@@ -55,24 +55,24 @@ extension ImageFile {
     } catch { return Errno.socketNotConnected }
   }
 
-  /// Bytes, as a new connection reports.
+  /// The size that a new connection reports, bytes.
   func measure(_ export: NBDExport) throws(ImageError) -> UInt64 {
     do throws(NBDFailure) { return try export.connect().facts.size } catch { throw .nbd(error) }
   }
 }
 
 extension BlockDevice {
-  /// Of each thread of queues, whether it has to tell them that the export's server may have lost writes; `nil`: none has.
+  /// For each thread, whether it still has to tell its queues that the export's server may have lost writes; `nil`: none has.
   public var owesWordOfLoss: [Bool]? { image.export?.owing(workers: threadCount) }
 
-  /// All that was written to its export is stable; `false` also where it is none.
+  /// Whether everything written to its export is stable; `false` also if it has no export.
   public var isExportStable: Bool { image.export?.isStable ?? false }
 
-  /// After `inheritExport`: the process that served it has stopped. Before a queue is started.
+  /// To be called after `inheritExport`, when the process that served the export has stopped, and before a queue is started.
   ///
   /// - Parameters:
-  ///   - isStable: its `isExportStable`.
-  ///   - owing: its `owesWordOfLoss`.
+  ///   - isStable: that process's `isExportStable`.
+  ///   - owing: that process's `owesWordOfLoss`.
   public func continueExport(isStable: Bool, owing: [Bool]?) {
     image.export?.inherit(isStable: isStable, owing: owing, workers: threadCount)
   }

@@ -1,15 +1,15 @@
-/// A flush that no guest asked for.
+/// A flush that no guest requested.
 internal import Glibc
 internal import Synchronization
 public import SystemPackage
 internal import VirtioCore
 
 extension ImageFile {
-  /// Makes stable what was written to the image before, by whichever queue. Waits for the medium, so it is for a helper thread; of
-  /// several at once each waits for those before.
+  /// Makes everything stable that was written to the image before, by any queue. It waits for the medium, so it is for a helper
+  /// thread; concurrent calls are executed one after the other.
   ///
-  /// - Returns: why it failed; `nil` when it did not. After a failure on an image that is not direct no guest's flush succeeds any
-  ///   more, because the kernel tells of lost data once.
+  /// - Returns: why it failed; `nil` if it succeeded. After a failure on an image that is not direct, no guest's flush succeeds
+  ///   any more, because the kernel reports lost data only once.
   public func flush() -> Errno? {
     if let export { return flush(export) }
     if let rbd {
@@ -26,7 +26,7 @@ extension ImageFile {
       syncs.publish(syncs.begin(), worker: SyncLedger.operatorPlace)
       let error = sync()
       if error != nil, !isDirect { state.flushFailed.storeRelaxed(1) }
-      // A guest's flush beside this one succeeds only if it finds the word above as it was.
+      // A guest's flush that runs concurrently succeeds only if it finds the word above unchanged.
       syncs.publish(0, worker: SyncLedger.operatorPlace)
       return error
     }

@@ -6,7 +6,7 @@ internal import SystemPackage
 internal import VirtioCore
 
 extension ImageFile {
-  /// What a disk in a chain is. - Throws: why it can be none.
+  /// The description of a disk on a chain. - Throws: why the chain cannot be used.
   static func description(
     of disk: Qcow2Disk, _ options: ImageOptions, _ descriptor: Int32
   ) throws(Qcow2Failure) -> ImageDescription {
@@ -24,7 +24,7 @@ extension ImageFile {
     description.isInMemory = disk.isInMemory
     description.topology = BlockTopology(
       logicalBlock: blockSize, physicalBlock: description.physicalBlockSize, device: nil)
-    // What is less than the image has words for is zeroed by writing zeroes.
+    // Ranges smaller than the image's metadata can describe are zeroed by writing zeroes.
     description.discardAlignment = Int(max(UInt64(description.physicalBlockSize), disk.layers[0].geometry.subclusterSize))
     description.serial = ImageIdentity.serial(path: path, descriptor, info, isBlockDevice: false)
     return description

@@ -4,13 +4,14 @@ internal import SystemPackage
 internal import VirtioCore
 
 extension ImageFile {
-  /// What tells an image of a Ceph cluster from those of all clusters: the cluster's identifier, the pool, and the image's; `nil`:
-  /// it is in none, or the cluster does not say. Another image of the same name has another one.
+  /// What distinguishes an image of a Ceph cluster from the images of all clusters: the identifiers of the cluster, the pool
+  /// and the image; `nil`: it is not in a cluster, or the cluster does not report them. A new image of the same name has a
+  /// different one.
   public var identityInCluster: String? {
     rbd.flatMap { $0.facts.identity.hasPrefix(" ") ? nil : $0.facts.identity }
   }
 
-  /// What a disk on an image is. - Throws: why it can be none.
+  /// The description of a disk on an image. - Throws: why the image cannot be used.
   static func description(of rbd: RBDImage, _ options: ImageOptions) throws(RBDFailure) -> ImageDescription {
     let (facts, uri, blockSize) = (rbd.facts, rbd.uri, options.logicalBlockSize)
     guard facts.size > 0 else { throw .empty(uri: uri) }

@@ -1,15 +1,15 @@
-/// An image that becomes larger or smaller while it is open.
+/// Resizing an image while it is open.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 
 extension ImageFile {
-  /// Looks how large the medium is now. Waits for the medium, so it is for a helper thread.
+  /// Queries the present size of the medium. It waits for the medium, so it is for a helper thread.
   ///
   /// - Returns: bytes, in whole logical blocks.
-  /// - Throws: it cannot be determined, or there is nothing left.
+  /// - Throws: if it cannot be determined, or no whole block is left.
   public func measure() throws(ImageError) -> UInt64 {
-    // Its zones are made for this size.
+    // Its zones were made for this size.
     guard zones == nil else { return size }
     var bytes: UInt64 = 0
     if let export {
@@ -30,7 +30,8 @@ extension ImageFile {
     return bytes
   }
 
-  /// Makes a file longer, with a hole, or shorter. Waits for the medium. Nothing of the disk changes before its `resize`.
+  /// Extends a file, with a hole, or truncates it. Waits for the medium. The disk does not change before its `resize` is
+  /// called.
   ///
   /// - Parameter size: bytes; a multiple of the logical block size.
   public func setLength(_ size: UInt64) throws(ImageError) {

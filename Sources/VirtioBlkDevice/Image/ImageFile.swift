@@ -1,40 +1,40 @@
-/// The disk's medium: a raw file or a block device, opened, measured and locked; or what a server or a cluster has.
+/// The disk's medium: a raw file or a block device, opened, measured and locked; or an image on a server or in a cluster.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 public import VirtioCore
 
-/// An open image. Immutable after `init`, but for its state; its descriptor is closed and its lock released with the last
+/// An open image. Immutable after `init`, except for its state; its descriptor is closed and its lock released with the last
 /// owner.
 public final class ImageFile: Sendable {
-  /// As a user reads it.
+  /// The name for messages: a path, or a URI.
   public let path: String
-  /// −1 of an export.
+  /// −1 if it has no file: an export, or an image of a cluster.
   public let descriptor: Int32
   private let owned: OwnedDescriptor?
-  /// Where it is, if it is no file.
+  /// The export, if it is on an NBD server.
   let export: NBDExport?
-  /// The same, in a Ceph cluster.
+  /// The image, if it is in a Ceph cluster.
   let rbd: RBDImage?
-  /// What its disk is read through, if it is no raw one.
+  /// The chain of qcow2 images, if it is not raw.
   let chain: Qcow2Disk?
-  /// What it is and can do, as it was when it was opened; the size now is `size`.
+  /// What it is and supports, as it was when it was opened; `size` is the present size.
   public let description: ImageDescription
-  /// What happened to it since it was opened.
+  /// What has happened to it since it was opened.
   public let state: ImageState
-  /// The open description that holds the lock, or the device: what a process that takes the image over has to be given; `nil`
-  /// where there is no lock.
+  /// The open description that holds the lock, or the device: a process that takes over the image needs it; `nil` if there is
+  /// no lock.
   public let lock: OwnedDescriptor?
-  /// The lock goes when this goes. It does not while another process continues with it.
+  /// Whether the lock is released with this image. It is not while another process continues with it.
   private let ownsLock: Atomic<Bool>
-  /// Where a device tells how much of its life it has used; `nil`: it does not.
+  /// Where a device reports how much of its life it has used; `nil`: it does not.
   let lifetime: LifetimeFiles?
-  /// Of a disk with zones.
+  /// The zones of a zoned disk.
   let zones: ZonedDisk?
 
-  /// Opens an image. The file decides how: one that looks like an image of another format is refused, and direct I/O is used
-  /// where the file supports it, which is tried rather than believed.
+  /// Opens an image. The file decides how: one that looks like an image of another format is refused, and direct I/O is used if
+  /// the file supports it, which is tested rather than believed.
   ///
   /// - Throws: why it cannot be used, and what to do.
   public convenience init(_ options: ImageOptions) throws(ImageError) {
@@ -50,7 +50,7 @@ public final class ImageFile: Sendable {
     OwnImages.add(self, user: options.user)
   }
 
-  /// What an open image has. Most have a file; an export, or an image of a cluster, has nothing but its connection.
+  /// The parts of an open image. Most have a file; an export, or an image of a cluster, has only its connection.
   private struct Parts {
     let path: String
     let description: ImageDescription
@@ -79,7 +79,7 @@ public final class ImageFile: Sendable {
     state = ImageState(size: description.size)
   }
 
-  /// Connects to its server, and waits for that.
+  /// Connects to the server, and waits for that.
   private static func connect(_ options: ImageOptions, _ nbd: NBDOptions) throws(ImageError) -> Parts {
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
     guard options.zoned == nil else { throw .zones(.notOnThis(path: nbd.location.text, what: "an export of a server")) }
@@ -89,7 +89,7 @@ public final class ImageFile: Sendable {
     } catch { throw .nbd(error) }
   }
 
-  /// Connects to its cluster, and waits for that and for the image's lock.
+  /// Connects to the cluster, and waits for that and for the image's lock.
   private static func connect(_ options: ImageOptions, _ rbd: RBDOptions) throws(ImageError) -> Parts {
     let uri = rbd.location.text
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
@@ -102,7 +102,7 @@ public final class ImageFile: Sendable {
     } catch { throw .rbd(error) }
   }
 
-  /// Opens the image, and what is under it to be read.
+  /// Opens the image, and its backing files for reading.
   private static func open(_ options: ImageOptions, _ location: Qcow2Location) throws(ImageError) -> Parts {
     let path = options.path
     guard ImageOptions.isBlockSize(options.logicalBlockSize) else { throw .badBlockSize(options.logicalBlockSize) }
@@ -126,7 +126,7 @@ public final class ImageFile: Sendable {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
       ImageLock.markTaker(owned.rawValue, isReadOnly: options.isReadOnly)
     } else if options.isLocked {
-      // Before a table is read: what is read stays as it is.
+      // Before a table is read, so that what is read does not change.
       isLocked = try ImageLock.take(owned.rawValue, path: path, isReadOnly: options.isReadOnly)
     }
     do throws(Qcow2Failure) {
@@ -153,22 +153,22 @@ public final class ImageFile: Sendable {
     if options.format == .auto, let format = ForeignFormat.of(owner.descriptor, size: size) {
       throw .foreign(path: path, format: format)
     }
-    // Only now: an image of another format may have any length, and must not be made longer.
+    // Checked only now: an image of another format may have any length, and must not be extended.
     guard size % UInt64(blockSize) == 0 else { throw .oddSize(path: path, size: size, blockSize: blockSize) }
     if let lock = options.lock {
       guard Self.isSame(lock.rawValue, info) else { throw .notTheSame(path: path) }
     } else if options.isLocked, ImageLock.isBusy(owner.descriptor, isReadOnly: options.isReadOnly) {
-      // Asked before a device is taken, so that another server of ours is called by its name.
+      // Checked before a device is opened exclusively, so that the message can name another server of ours.
       throw .locked(path: path)
     }
     let system = isBlockDevice ? nil : MediumSystem(owner.descriptor)
     let device = SystemDevice(isBlockDevice ? info.st_rdev : info.st_dev)
 
-    // Who writes to a device has it exclusively, as a file system on it would, or swap, or a RAID of which it is a part.
-    // A description that is taken over has it already.
+    // A writer opens a device exclusively, as a file system on it would, or swap, or a RAID of which it is a part. A
+    // description that is taken over is exclusive already.
     let isToBeLocked = options.isLocked && options.lock == nil
     let exclusive = isBlockDevice && !options.isReadOnly && isToBeLocked ? device : nil
-    // Direct I/O: try it on a second descriptor, keep it when the file takes what a guest may send.
+    // Direct I/O: try it on a second descriptor, and keep that if the file accepts what a guest may send.
     var direct: DirectAlignment? = nil
     if options.direct != .off {
       do throws(ImageError) {
@@ -230,14 +230,14 @@ public final class ImageFile: Sendable {
     return Parts(
       path: path, description: description, owned: owned,
       lock: options.lock ?? (isLocked || exclusive != nil ? owned : nil),
-      // Until the old server releases it, a lock that came from there is its.
+      // A lock that came from the old server belongs to it until it releases it.
       ownsLock: options.lock == nil,
       lifetime: (options.systemFolder ?? (isBlockDevice ? device.folder : nil)).flatMap(LifetimeFiles.init), zones: zones)
   }
 
   deinit {
     OwnImages.remove(self)
-    // Before somebody else may open it. Who goes last may be a thread that may not make a file shorter.
+    // Before somebody else can open it. The last release may happen on a thread that is not allowed to truncate a file.
     chain?.writer?.finish(mayCut: false)
     // A ring that is being torn down in the kernel may hold the file for a moment longer; the locks must not wait for that.
     // Nothing is in flight in it.
@@ -247,8 +247,8 @@ public final class ImageFile: Sendable {
   }
 
   /// Finishes an image that is no longer used: a qcow2 image releases what was allocated ahead, and an image of a cluster is
-  /// closed. It waits for the medium, so it is for a helper, or for a process that is about to end; without this call the last
-  /// release of the image does it.
+  /// closed. It waits for the medium, so it is for a helper, or for a process that is about to end; without this call, the last
+  /// release of the image does that.
   public func finish() {
     chain?.writer?.finish(mayCut: true)
     rbd?.close()
@@ -257,16 +257,16 @@ public final class ImageFile: Sendable {
   /// `finish` has something to do.
   public var needsFinish: Bool { keepsTables || rbd != nil }
 
-  /// Only this process may write to the image at its cluster, and that right cannot be handed over.
+  /// Only this process may write to the image in its cluster, and that right cannot be handed over.
   public var isHeldAtCluster: Bool { rbd != nil && !isReadOnly }
 
   /// What is written to it on one connection may not be visible on others.
   public var isForOneConnection: Bool { export.map { !isReadOnly && !$0.facts.canMultiConn } ?? false }
 
-  /// It has no file or device on this machine: it is an export of a server, or an image of a cluster.
+  /// It has no file or device on this machine: it is an NBD export, or an image of a cluster.
   public var isOnServer: Bool { export != nil || rbd != nil }
 
-  /// This process caches its tables and writes them: no other can continue with them.
+  /// This process caches its tables and writes them: no other process can continue with them.
   public var keepsTables: Bool { chain?.writer != nil }
 
   /// Another process continues with the lock: it is not released with this image.
@@ -279,8 +279,8 @@ public final class ImageFile: Sendable {
   /// network may be slow.
   public func endTaking() { ImageLock.unmarkTaker(descriptor) }
 
-  /// A server that takes the image over from this one is running, or is gone and the kernel has not executed yet all that it
-  /// had submitted. False also where there are no locks. Locks of a file on a network may be slow.
+  /// A server that takes the image over from this one is running, or is gone while the kernel still executes what it had
+  /// submitted. False also if there are no locks. Locks of a file on a network may be slow.
   public var isBeingTaken: Bool { ImageLock.hasTaker(descriptor) }
 
   // MARK: Opening
@@ -299,9 +299,9 @@ public final class ImageFile: Sendable {
 
   private static func access(_ options: ImageOptions) -> Int32 { (options.isReadOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC }
 
-  /// A ring that is being torn down, ours of a moment ago or that of a server that was killed, has its device until the kernel
-  /// is through with it: so often it is requested again, and so long is waited in between (microseconds), before somebody
-  /// is said to have it.
+  /// A ring that is being torn down, our own of a moment ago or that of a killed server, keeps its device open until the kernel
+  /// has finished with it. So opening is retried this often, with this pause (microseconds), before the device is reported as
+  /// in use.
   private static let attempts = 200
   private static let pause: UInt32 = 10_000
 
@@ -333,13 +333,13 @@ public final class ImageFile: Sendable {
     }
   }
 
-  /// The bare call.
+  /// The bare system call.
   private static func system(_ options: ImageOptions, _ flags: Int32) -> Int32 {
     guard let bytes = options.pathBytes else { return unsafe clinux_open(options.path, flags, 0) }
     return unsafe bytes.withUnsafeBufferPointer { unsafe clinux_open($0.baseAddress!, flags, 0) }
   }
 
-  /// Bytes, not 0; a raw disk's are whole blocks.
+  /// The size, bytes; never 0.
   private static func size(
     _ descriptor: Int32, _ info: stat, _ options: ImageOptions, isBlockDevice: Bool
   ) throws(ImageError) -> UInt64 {
@@ -371,13 +371,13 @@ public final class ImageFile: Sendable {
   }
 }
 
-/// Words of its description, which most who have an image are after.
+/// The parts of its description that are used most.
 extension ImageFile {
-  /// Bytes, as they are now: a disk can be resized.
+  /// The present size, bytes: a disk can be resized.
   public var size: UInt64 { state.size.loadRelaxed() }
   /// Bytes that requests are multiples of: a power of two, 512 to 65536.
   public var logicalBlockSize: Int { description.logicalBlockSize }
-  /// Bytes that the medium likes to write at once.
+  /// Bytes that the medium writes efficiently at once.
   public var physicalBlockSize: Int { description.physicalBlockSize }
   /// The guest may only read.
   public var isReadOnly: Bool { description.isReadOnly }
@@ -385,15 +385,15 @@ extension ImageFile {
   public var isBlockDevice: Bool { description.isBlockDevice }
   /// Requests bypass the page cache.
   public var isDirect: Bool { description.isDirect }
-  /// What a buffer's address must be a multiple of, bytes; 1 where anything goes.
+  /// What a buffer's address must be a multiple of, bytes; 1: any address will do.
   public var memoryAlignment: Int { description.memoryAlignment }
-  /// The medium is memory, so that a call never waits.
+  /// The medium is memory, so that a call never blocks.
   public var isInMemory: Bool { description.isInMemory }
   /// It is served through a page cache that is authoritative: no other machine changes the file.
   public var isCached: Bool { description.isCached }
-  /// Space can be given back.
+  /// Space can be deallocated.
   public var canDiscard: Bool { description.canDiscard }
-  /// The device under it has queues that are polled.
+  /// The underlying device has queues that are polled.
   public var canPoll: Bool { description.canPoll }
   var fillsHolesWhenTouched: Bool { description.fillsHolesWhenTouched }
 }

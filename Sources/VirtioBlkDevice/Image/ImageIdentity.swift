@@ -1,12 +1,12 @@
-/// What tells one image from another, for as long as it exists.
+/// What distinguishes one image from another, for as long as it exists.
 internal import CLinux
 internal import Glibc
 
 enum ImageIdentity {
-  /// The serial number if none was chosen, so that the disks of a guest have different names in it (/dev/disk/by-id), which
-  /// stay what they are: the beginning of the file's name, and a hash of what does not change while the image is renamed,
-  /// written to and served again after a restart. That is a file's inode and the time when it was made; a block device's own
-  /// name (WWID, UUID, serial number); and where a system has neither, the path.
+  /// The serial number if none was chosen, so that the disks of a guest have different and stable names there
+  /// (/dev/disk/by-id): the beginning of the file's name, and a hash of what does not change when the image is renamed, written
+  /// to, or served again after a restart. That is a file's inode and creation time, or a block device's own name (WWID, UUID,
+  /// serial number); if the system has neither, it is the path.
   ///
   /// - Returns: 1 to 20 printable ASCII characters.
   static func serial(path: String, _ descriptor: Int32, _ info: stat, isBlockDevice: Bool) -> String {
@@ -20,7 +20,7 @@ enum ImageIdentity {
     return serial(name: path.split(separator: "/").last ?? "disk", identity: identity)
   }
 
-  /// The beginning of a name, and a hash of what tells one from another.
+  /// The beginning of a name, and a hash of what distinguishes images.
   static func serial(name: some StringProtocol, identity: String) -> String {
     let name = name.unicodeScalars.map { scalar in (0x21...0x7e).contains(scalar.value) ? Character(scalar) : "_" }
     return String(name.prefix(11)) + "-" + hash(identity)

@@ -5,9 +5,9 @@ public import VirtioCore
 public struct ImageOptions: Sendable {
   /// Whether to bypass the page cache (O_DIRECT).
   public enum Direct: String, CaseIterable, Sendable {
-    /// Where the file can and the logical block size allows it.
+    /// If the file supports it and the logical block size allows it.
     case auto
-    /// Always; an image that cannot is refused.
+    /// Always; an image that does not support it is refused.
     case on
     /// Never: through the page cache.
     case off
@@ -15,23 +15,23 @@ public struct ImageOptions: Sendable {
 
   /// What the bytes of the file are.
   public enum Format: String, CaseIterable, Sendable {
-    /// The disk's own, as they are; a file that looks like an image of another format is refused.
+    /// The disk's own bytes; a file that looks like an image of another format is refused.
     case auto
-    /// The disk's own, whatever they look like.
+    /// The disk's own bytes, whatever they look like.
     case raw
-    /// Those of a qcow2 image; `qcow2` of the options says what may be under it.
+    /// Those of a qcow2 image; `qcow2` of the options says which backing files it may have.
     case qcow2
   }
 
-  /// What is opened instead of a file: an export of an NBD server. Paths, format, direct I/O and locks are nothing to it.
+  /// An export of an NBD server that is opened instead of a file. Path, format, direct I/O and locks do not apply to it.
   public var nbd: NBDOptions?
-  /// The same of a Ceph cluster; its lock is one of the cluster's.
+  /// An image of a Ceph cluster that is opened instead of a file; its lock is in the cluster.
   public var rbd: RBDOptions?
-  /// What is opened is the top of a chain of qcow2 images. Its path is `path`.
+  /// The image is the top of a chain of qcow2 images. Its path is `path`.
   public var qcow2: Qcow2Location?
-  /// As a user reads it. Without `pathBytes` it is what is opened; it has no NUL in it then.
+  /// The path for messages. Without `pathBytes` it is the path that is opened, and must not contain a NUL.
   public var path: String
-  /// The path as the system has it, with a 0 at the end, where it is not UTF-8 and `path` only resembles it.
+  /// The path as the system has it, with a terminating 0, if it is not UTF-8 and `path` only resembles it.
   public var pathBytes: [CChar]?
   /// The guest may only read, and the file is opened for reading only.
   public var isReadOnly: Bool
@@ -39,24 +39,25 @@ public struct ImageOptions: Sendable {
   public var direct: Direct
   /// What the bytes of the file are.
   public var format: Format
-  /// Bytes: a power of two from 512 to 65536. The image's size must be a multiple of it, and so must every request be.
+  /// Bytes: a power of two from 512 to 65536. The image's size and every request must be multiples of it.
   public var logicalBlockSize: Int
-  /// Hold a lock on a file, and a block device for oneself, so that two writers never meet.
+  /// Whether to lock a file, or open a block device exclusively, so that there are never two writers.
   public var isLocked: Bool
-  /// An open description of the very same file that holds the lock, or the device, already: another server's, from whom the image
-  /// is taken over. `nil`: the lock is to be got.
+  /// An open description of the same file that already holds the lock, or the device: that of the server from which the image
+  /// is taken over. `nil`: the lock has to be acquired.
   public var lock: OwnedDescriptor?
-  /// What the operator calls the disk, for messages to those who want its image, too; `nil`: nobody has said.
+  /// The operator's name for the disk, for messages to others who want its image; `nil`: unknown.
   public var user: String?
-  /// Of who waits until it is open, as far as opening takes longer than a medium may: that of a Ceph cluster.
+  /// How long to wait for opening if that can take long, as in a Ceph cluster.
   public var patience = OpeningPatience()
-  /// It is a disk with zones; `nil`: it has none.
+  /// The zones of a zoned disk; `nil`: it has none.
   public var zoned: ZonedOptions?
-  /// What the system says about direct I/O, for tests of what it may say.
+  /// What the system reports about direct I/O, for tests.
   var directAnswer = DirectAlignment.Answer.asked
-  /// Where the device that the image is on is told of, for tests of devices that are not here; `nil`: where the system has it.
+  /// The folder that describes the image's device, for tests of devices that this machine does not have; `nil`: that of the
+  /// system.
   var systemFolder: String?
-  /// Is told what is written to a qcow2 image's file, for tests.
+  /// Observes what is written to a qcow2 image's file, for tests.
   var qcow2Witness: (any Qcow2Witness)?
 
   /// The parameters are the properties of the same names.

@@ -1,27 +1,28 @@
-/// Who has an image's lock: the kernel does not say it with the refusal, as such a lock is an open file's.
+/// Finds out who has an image's lock: the kernel does not report it with the refusal, because such a lock belongs to an open
+/// file.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
 enum LockHolder {
-  /// Who is in the way and what to do about it, as in "another process that writes to it (process 123, qemu-nbd): stop that one".
-  /// For a message, because every descriptor of every process is looked at.
+  /// Who has the image and what to do about it, as in "another process that writes to it (process 123, qemu-nbd): stop it".
+  /// Only for messages, because it looks at every descriptor of every process.
   ///
   /// - Parameters:
-  ///   - stranger: what to call one that is not this process.
-  ///   - unknown: what it does where nobody can tell who it is: another user's process, another machine's, or one that has gone.
+  ///   - stranger: what to call a process that is not this one.
+  ///   - unknown: what it does, if it cannot be found: it belongs to another user or another machine, or has ended.
   static func words(_ path: String, stranger: String, unknown: String = " that writes to it") -> String {
     var file = stat()
-    guard unsafe stat(path, &file) == 0 else { return "\(stranger)\(unknown): stop that one" }
+    guard unsafe stat(path, &file) == 0 else { return "\(stranger)\(unknown): stop it" }
     if let user = OwnImages.user(of: file) {
       let who = user.name.map { "another disk of this process (\(printable($0)))" } ?? "this process itself"
       return "\(who), which \(deed(isWriter: user.isWriter)): give each disk an image of its own"
     }
-    guard let holder = find(file) else { return "\(stranger)\(unknown): stop that one" }
-    return "\(stranger) that \(deed(isWriter: holder.isExclusive)) (process \(holder.process)\(holder.name)): stop that one"
+    guard let holder = find(file) else { return "\(stranger)\(unknown): stop it" }
+    return "\(stranger) that \(deed(isWriter: holder.isExclusive)) (process \(holder.process)\(holder.name)): stop it"
   }
 
-  /// Who shares its locks may write, too, but need not.
+  /// A holder of shared locks may write, too, but need not.
   private static func deed(isWriter: Bool) -> String { isWriter ? "writes to it" : "has it open" }
 
   private struct Holder {
@@ -30,16 +31,16 @@ enum LockHolder {
     var isExclusive: Bool
   }
 
-  /// Who has it for itself, before those who share it.
+  /// The exclusive holder if there is one, otherwise one that shares it.
   private static func find(_ file: stat) -> Holder? {
     let device = UInt64(file.st_dev)
-    // As the kernel splits and writes it (fs/locks.c).
+    // As the kernel splits and prints it (fs/locks.c).
     let (major, minor) = (device >> 8 & 0xfff | device >> 32 & ~0xfff, device & 0xff | device >> 12 & ~0xff)
     let mark = " \(digits(major)):\(digits(minor)):\(file.st_ino) "
     var sharer: Holder?
     for process in SystemText.names(in: "/proc") where UInt32(process) != nil {
       let folder = "/proc/\(process)/fdinfo"
-      // Servers and QEMU have these; locks of other kinds, of programs that make a backup for example, say nothing of who serves.
+      // Servers and QEMU use these; locks of other kinds, such as those of backup programs, do not tell who serves the image.
       let locks = SystemText.names(in: folder).flatMap { descriptor -> [Substring] in
         let lines = SystemText.contents("\(folder)/\(descriptor)", most: 65536)?.split(separator: "\n") ?? []
         return lines.filter { $0.hasPrefix("lock:") && $0.contains(" OFDLCK ") && $0.contains(mark) }

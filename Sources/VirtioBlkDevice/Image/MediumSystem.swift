@@ -1,8 +1,8 @@
-/// What the system tells about the medium under an image.
+/// What the system reports about the medium under an image.
 internal import CLinux
 internal import Glibc
 
-/// File systems by their kind, as far as it matters to a disk on them.
+/// The kind of file system under an image, as far as it matters to a disk.
 struct MediumSystem {
   private static let tmpfs: UInt32 = 0x0102_1994
   private static let ramfs: UInt32 = 0x8584_58f6
@@ -10,7 +10,7 @@ struct MediumSystem {
   /// ext2 to ext4, XFS, btrfs, F2FS.
   private static let local: [UInt32] = [0xef53, 0x5846_5342, 0x9123_683e, 0xf2f5_2010]
 
-  /// Its number in `statfs`; `nil` when it is not told.
+  /// Its number in `statfs`; `nil` if it is not reported.
   private let magic: UInt32?
 
   init(_ descriptor: Int32) {
@@ -18,18 +18,19 @@ struct MediumSystem {
     magic = unsafe fstatfs(descriptor, &system) == 0 ? UInt32(truncatingIfNeeded: system.f_type) : nil
   }
 
-  /// A file of pages, where a hole that is touched through a mapping, even to read it, is one no more.
+  /// A file of pages, where touching a hole through a mapping allocates a page, even for a read.
   var isOfPages: Bool { magic == Self.tmpfs || magic == Self.ramfs }
   var isInMemory: Bool { isOfPages || magic == Self.hugetlbfs }
-  /// On NFS, CIFS, FUSE and the like a file also changes elsewhere, and a read asks whether it did, where a mapping does not.
+  /// On NFS, CIFS, FUSE and the like, other machines can change a file; a read checks whether they did, but a mapping does not.
   var isLocal: Bool { magic.map(Self.local.contains) ?? false }
 
-  /// Whether discarding in a file gives space back: asked without touching any data, just past the end.
+  /// Whether discarding in a file deallocates space: tried just past its end, without touching any data.
   func canPunch(_ descriptor: Int32, size: UInt64) -> Bool {
     let mode = Int32(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)
     let past = off_t(clamping: size)
     if past <= off_t.max - 4096, fallocate(descriptor, mode, past, 4096) == 0 { return true }
-    // At the largest size that a file can have, nothing is past the end, and the kernel says so before it asks the file system.
+    // At the largest size that a file can have, nothing is past the end, and the kernel returns that error before it asks the
+    // file system.
     let isLargest = past > off_t.max - 4096 || errno == EFBIG
     return isLargest && (isLocal || magic == Self.tmpfs)
   }
@@ -48,13 +49,13 @@ struct SystemDevice: Equatable {
   /// The kernel's name for it, as in "vda1"; `nil` without /sys.
   var kernelName: String? { SystemText.link(folder)?.split(separator: "/").last.map(String.init) }
 
-  /// It is memory: an I/O call never waits.
+  /// It is memory: an I/O call never blocks.
   var isMemory: Bool {
     let name = kernelName ?? ""
     return name.hasPrefix("zram") || name.hasPrefix("ram") || name.hasPrefix("pmem")
   }
 
-  /// A number that the kernel tells about the device's queue, 0 when it tells none. A partition's queue is its disk's.
+  /// A number that the kernel reports about the device's queue; 0: none. A partition's queue is that of its disk.
   func queueNumber(_ name: String) -> UInt64 {
     for place in ["queue", "../queue"] {
       if let text = SystemText.line("\(folder)/\(place)/\(name)"), let number = UInt64(text) { return number }
@@ -65,7 +66,7 @@ struct SystemDevice: Equatable {
   /// Bytes before its first physical block; a partition has its own.
   var alignmentOffset: UInt64 { SystemText.line(folder + "/alignment_offset").flatMap(UInt64.init) ?? 0 }
 
-  /// A name that is the same after a restart and differs from every other device's. `nil` when it has none.
+  /// A name that is the same after a restart and differs from every other device's; `nil`: it has none.
   var lastingName: String? {
     // A partition is named by its disk and its number.
     let partition = SystemText.line(folder + "/partition")
@@ -80,9 +81,9 @@ struct SystemDevice: Equatable {
   }
 }
 
-/// Small files that the kernel makes up.
+/// Small virtual files of the kernel.
 enum SystemText {
-  /// Where a symbolic link leads; `nil` when it is none.
+  /// The target of a symbolic link; `nil` if it is not a link.
   static func link(_ path: String) -> String? {
     unsafe withUnsafeTemporaryAllocation(byteCount: 4096, alignment: 1) { buffer in
       let count = unsafe readlink(path, buffer.baseAddress!, buffer.count)
@@ -90,14 +91,14 @@ enum SystemText {
     }
   }
 
-  /// The first line of a file, without spaces around it; `nil` when it cannot be read.
+  /// The first line of a file, without spaces around it; `nil` if it cannot be read.
   static func line(_ path: String) -> String? {
     guard let text = contents(path, most: 4096) else { return nil }
     let line = text.prefix { $0 != "\n" }
     return String(line.drop { $0 == " " }.reversed().drop { $0 == " " }.reversed())
   }
 
-  /// What is in a file, up to so many bytes; `nil` when it cannot be read.
+  /// The contents of a file, up to about `most` bytes; `nil` if it cannot be opened.
   static func contents(_ path: String, most: Int) -> String? {
     let descriptor = unsafe clinux_open(path, O_RDONLY | O_CLOEXEC, 0)
     guard descriptor >= 0 else { return nil }
@@ -113,7 +114,7 @@ enum SystemText {
     return String(decoding: bytes, as: UTF8.self)
   }
 
-  /// The names in a folder; none when it cannot be read.
+  /// The names in a folder, sorted; none if it cannot be read.
   static func names(in folder: String) -> [String] {
     guard let stream = unsafe opendir(folder) else { return [] }
     defer { unsafe closedir(stream) }

@@ -1,16 +1,16 @@
-/// Addresses of NBD servers as the system has them.
+/// Addresses of NBD servers in the system's form.
 internal import Glibc
 
-/// Looked up once, when a disk is opened: a reconnection asks no name server, and so waits for none.
+/// Looked up once, when a disk is opened: a reconnection does not query a name server, and so does not wait for one.
 @safe
 struct NBDAddress: Sendable {
   /// A `sockaddr` of its family.
   let bytes: [UInt8]
   let isInternet: Bool
 
-  /// Where a server may be, best first. Looking up a host's name may take long.
+  /// The possible addresses of a server, best first. Looking up a host name may take long.
   ///
-  /// - Parameter isConfined: names cannot be looked up here.
+  /// - Parameter isConfined: this process cannot look up names.
   static func all(of location: NBDLocation, isConfined: Bool) throws(NBDFailure) -> [NBDAddress] {
     switch location.place {
     case .unix(let path): [try unix(path, location.text)]
@@ -18,7 +18,7 @@ struct NBDAddress: Sendable {
     }
   }
 
-  /// It is an address in numbers, as certificates have them.
+  /// Whether a host is a numeric address, as in certificates.
   static func isNumber(_ host: String) -> Bool {
     var address = in6_addr()
     return unsafe inet_pton(AF_INET, host, &address) == 1 || inet_pton(AF_INET6, host, &address) == 1
@@ -41,7 +41,7 @@ struct NBDAddress: Sendable {
     unsafe hints.ai_socktype = Int32(SOCK_STREAM.rawValue)
     unsafe hints.ai_flags = AI_NUMERICSERV | AI_ADDRCONFIG
     var list: UnsafeMutablePointer<addrinfo>?
-    // Numbers first: that asks nobody.
+    // As a numeric address first, which queries no name server.
     unsafe hints.ai_flags = AI_NUMERICSERV | AI_NUMERICHOST
     var result = unsafe getaddrinfo(host, "\(port)", &hints, &list)
     if result != 0 {

@@ -1,5 +1,5 @@
-/// One attempt to make a connection over TLS, for a thread that serves nobody. Once the handshake of TLS has begun, the library waits
-/// for the other end, for up to 40 seconds (libnbd 1.14), and what it believes is read from files, which may hang as well.
+/// One attempt to make a connection over TLS, on a thread that serves no queues. Once the TLS handshake has begun, the library
+/// waits for the other end, for up to 40 seconds (libnbd 1.14), and it reads certificates from files, which may hang as well.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -8,10 +8,10 @@ internal import VirtioCore
 
 final class NBDAttempt: Sendable {
   private enum Stage {
-    /// With a copy of its socket once there is one, to end it with.
+    /// With a copy of its socket once there is one, in order to end it.
     case running(OwnedDescriptor?)
     case over(Result<NBDConnection, NBDFailure>)
-    /// Nobody waits for it any more, or has its result.
+    /// Nobody waits for it any more, or its result has been taken.
     case done
   }
 
@@ -24,17 +24,17 @@ final class NBDAttempt: Sendable {
   private let isOver = Atomic(false)
 
   static let threadName = "nbd connect"
-  /// The library's own, which reads certificates.
+  /// Enough for the library, which reads certificates.
   static let stackSize = 1 << 20
 
-  /// It has to be run, once. - Throws: there is no descriptor.
+  /// It has to be run once. - Throws: if there is no descriptor.
   init(_ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress) throws(Errno) {
     (self.library, self.location, self.address) = (library, location, address)
     signal = try .eventCounter()
     NBDSupport.attempts.wrappingAdd(1, ordering: .acquiringAndReleasing)
   }
 
-  /// Runs it on a thread of its own. - Throws: there can be no thread.
+  /// Runs it on its own thread. - Throws: if no thread can be made.
   func begin(role: ThreadRole) throws(Errno) {
     do throws(Errno) {
       _ = try SystemThread(name: Self.threadName, stackSize: Self.stackSize) { [self] in
@@ -47,10 +47,10 @@ final class NBDAttempt: Sendable {
     }
   }
 
-  /// It hangs in nothing any more, whoever waited for it.
+  /// It has ended, and so can no longer hang, whether anybody waits for it or not.
   var hasEnded: Bool { isOver.load(ordering: .acquiring) }
 
-  /// - Returns: what came of it, once; `nil`: it is not over.
+  /// - Returns: its result, once; `nil`: it is not over.
   func take() -> Result<NBDConnection, NBDFailure>? {
     stage.withLock { stage in
       guard case .over(let result) = stage else { return nil }
@@ -59,7 +59,7 @@ final class NBDAttempt: Sendable {
     }
   }
 
-  /// Nobody waits for it any more: the other end is cut off, so that the library does not wait, either.
+  /// Nobody waits for it any more: shuts down the socket, so that the library does not wait, either.
   func abandon() {
     let last = stage.withLock { stage in
       defer { stage = .done }
@@ -82,7 +82,7 @@ final class NBDAttempt: Sendable {
     }
   }
 
-  /// Ends after `NBDExport.connectTimeout`, or when the library notices that.
+  /// Ends after `NBDExport.connectTimeout`, or when the library notices that the time is over.
   func run() {
     guard isWanted else { return finish(nil) }
     do throws(NBDFailure) {
@@ -102,8 +102,8 @@ final class NBDAttempt: Sendable {
 
   private var isWanted: Bool { stage.withLock { stage in if case .running = stage { true } else { false } } }
 
-  /// A copy, because the library closes its own when it likes, and the number may be another file's then. Without one nobody could
-  /// end the attempt, so it ends here.
+  /// Keeps a copy of the socket, because the library may close its own at any time, and the number may then refer to another
+  /// file. Without a copy nobody could end the attempt, so it ends here.
   private func began(_ socket: Int32) {
     let number = clinux_fcntl_int(socket, F_DUPFD_CLOEXEC, 0)
     guard number >= 0 else {

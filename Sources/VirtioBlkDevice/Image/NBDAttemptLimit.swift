@@ -1,26 +1,27 @@
-/// Bounds what hangs. Who waits for a connection over TLS goes on after its limit; the attempt does not if the library hangs in reading
-/// certificates on a file system that does not answer, and the next one would hang as well.
+/// Bounds the number of attempts that hang. A caller that waits for a connection over TLS goes on after its time limit, but the
+/// attempt does not end if the library hangs while it reads certificates from a file system that does not respond, and the next
+/// one would hang as well.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
 final class NBDAttemptLimit: Sendable {
-  /// Of those who open disks, which may be any number one after the other.
+  /// For opening disks, of which there may be any number one after the other.
   static let openings = NBDAttemptLimit(8)
 
   private let most: Int
-  /// Nobody waits for them any more, and they have not ended when somebody looked last.
+  /// Attempts that nobody waits for any more and that had not ended when they were last checked.
   private let left = Mutex<[NBDAttempt]>([])
 
-  /// - Parameter most: so many may be left behind.
+  /// - Parameter most: how many may be left behind.
   init(_ most: Int) { self.most = most }
 
   /// Waits for a connection.
   ///
   /// - Parameters:
   ///   - end: `Clock` nanoseconds.
-  ///   - begin: makes an attempt that somebody runs.
-  /// - Throws: it was not made, or too many have been left behind for one more.
+  ///   - begin: makes an attempt that is being run.
+  /// - Throws: if no connection was made, or too many attempts have been left behind to make one more.
   func connection(
     uri: String, until end: UInt64, _ begin: () throws(Errno) -> NBDAttempt
   ) throws(NBDFailure) -> NBDConnection {

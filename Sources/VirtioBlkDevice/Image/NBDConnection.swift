@@ -1,18 +1,18 @@
-/// One connection to an NBD server, as libnbd has it.
+/// One connection to an NBD server, made with libnbd.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What a server says of an export when a connection is made.
+/// What a server reports about an export when a connection is made.
 struct NBDFacts: Sendable, Equatable {
   /// Bytes.
   var size: UInt64
-  /// Bytes: what requests are multiples of; 1 where anything goes.
+  /// Bytes: what requests must be multiples of; 1: any size will do.
   var minimumBlock: UInt64
-  /// Bytes that the server likes at once; 0: it does not say.
+  /// The transfer size that the server prefers, bytes; 0: it does not say.
   var preferredBlock: UInt64
-  /// Bytes of data of one command, a multiple of `minimumBlock`.
+  /// The most bytes of data of one command, a multiple of `minimumBlock`.
   var largestTransfer: UInt64
   var isReadOnly: Bool
   var canFlush: Bool
@@ -20,10 +20,10 @@ struct NBDFacts: Sendable, Equatable {
   var canFUA: Bool
   var canTrim: Bool
   var canZero: Bool
-  /// Several connections may write, and a flush on one is one for all.
+  /// Several connections may write, and a flush on one covers all.
   var canMultiConn: Bool
 
-  /// In what it is another disk; `nil`: in nothing that matters. - Parameter size: bytes that it has to have.
+  /// How it differs from an earlier one; `nil`: not in anything that matters. - Parameter size: bytes that it has to have.
   func difference(from before: NBDFacts, size wanted: UInt64) -> String? {
     if size != wanted { return "it has \(size) bytes instead of \(wanted)" }
     if minimumBlock > before.minimumBlock || largestTransfer < before.largestTransfer {
@@ -40,18 +40,18 @@ struct NBDFacts: Sendable, Equatable {
   }
 }
 
-/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits: but over TLS the
-/// library itself waits in the handshake, so that such a connection is made by an `NBDAttempt`.
+/// Used by one thread at a time. It makes no thread, and apart from `connect` and `flush` nothing here waits. But the library
+/// itself waits in a TLS handshake, so such a connection is made by an `NBDAttempt`.
 @safe
 final class NBDConnection: @unchecked Sendable {
   let library: NBDLibrary
   let handle: OpaquePointer
   private let location: NBDLocation
-  /// Of what whom it trusts was to be read from.
+  /// Identifies the files with the credentials as they were before the handshake.
   private var trace: NBDSecurity.Trace?
   private var uri: String { location.text }
 
-  /// - Throws: there is no memory, or what TLS needs.
+  /// - Throws: if there is no memory, or something that TLS needs is missing.
   init(_ library: NBDLibrary, _ location: NBDLocation) throws(NBDFailure) {
     self.library = library
     self.location = location
@@ -59,7 +59,7 @@ final class NBDConnection: @unchecked Sendable {
       throw .noAnswer(uri: location.text, Self.reason(library))
     }
     unsafe self.handle = handle
-    // Asks for sizes of requests, too.
+    // Queries the sizes of requests, too.
     _ = unsafe library.functions.pointee.set_full_info(handle, true)
     guard unsafe library.functions.pointee.set_export_name(handle, location.export) == 0 else {
       throw .noAnswer(uri: location.text, Self.reason(library))
@@ -67,7 +67,7 @@ final class NBDConnection: @unchecked Sendable {
     if let security = location.security { try protect(security) }
   }
 
-  /// From now on it is TLS or nothing.
+  /// Requires TLS from now on.
   private func protect(_ security: NBDSecurity) throws(NBDFailure) {
     let functions = unsafe library.functions.pointee
     guard unsafe functions.supports_tls(handle) > 0 else { throw .noTLS(uri: uri) }
@@ -87,13 +87,14 @@ final class NBDConnection: @unchecked Sendable {
     guard isSet else { throw .noAnswer(uri: uri, reason) }
   }
 
-  /// When it is ready, before anything is requested. - Throws: nobody knows whom the library has trusted.
+  /// To be called when it is ready, before anything is requested. - Throws: if the credentials changed meanwhile, so that
+  /// nobody knows which of them the library used.
   private func checkCredentials() throws(NBDFailure) {
     guard let security = location.security, try security.check(uri: uri) != trace else { return }
     throw .credentialsChanged(uri: uri, path: security.path)
   }
 
-  /// What the server's certificate has to be for; `nil`: nobody looks.
+  /// The name that the server's certificate has to be for; `nil`: it is not checked.
   private var verifiedName: String? {
     guard case .certificates(_, let name, true)? = location.security?.credentials else { return nil }
     if let name { return name }
@@ -101,10 +102,11 @@ final class NBDConnection: @unchecked Sendable {
     return host
   }
 
-  /// The library verifies a certificate only if it was told a name, and before 1.22 it takes none but that which it connects to.
+  /// The library verifies a certificate only against a name, and before 1.22 it accepts no name other than the one that it
+  /// connects to.
   ///
-  /// - Returns: what to let it connect to; `nil`: it knows the name, or need not.
-  /// - Throws: looking up a name is what the library would do to verify it, and it would keep everybody waiting.
+  /// - Returns: the host to let it connect to; `nil`: it knows the name, or need not.
+  /// - Throws: if the library would have to look up a name in order to verify it, which would keep all requests waiting.
   static func hostToVerify(_ library: NBDLibrary, _ location: NBDLocation) throws(NBDFailure) -> String? {
     guard case .certificates(_, let name, true)? = location.security?.credentials else { return nil }
     guard unsafe library.functions.pointee.set_tls_hostname == nil else { return nil }
@@ -117,7 +119,7 @@ final class NBDConnection: @unchecked Sendable {
   }
 
   deinit {
-    // Says goodbye if the server is there; requests in flight are given up.
+    // Disconnects properly if the server is there; requests in flight are given up.
     if !isAbandoned, isReady { _ = unsafe library.functions.pointee.aio_disconnect(handle, 0) }
     unsafe library.functions.pointee.close(handle)
   }
@@ -129,28 +131,28 @@ final class NBDConnection: @unchecked Sendable {
   /// Why the last call on this thread failed, in the library's words.
   var reason: String { Self.reason(library) }
 
-  /// Why it was not made. At once after the call that found that it is dead.
+  /// Why it was not made. To be called right after the call that found that it is dead.
   var failure: NBDFailure { .notConnected(location, reason) }
 
-  /// Why it is over, as far as it says.
-  var lastWords: String { isDead ? "the connection is closed" : "it is about to end" }
+  /// Why it has ended, as far as it is known.
+  var lastWords: String { isDead ? "the connection is closed" : "it is shutting down" }
 
-  /// Nobody is to be told that it ends, as it is not in order.
+  /// Its end is not announced to the server, because the connection does not work.
   var isAbandoned = false
 
   // MARK: Its state
 
-  /// A command would be sent at once. It is not while an answer is being received, for example.
+  /// Whether a command would be sent at once, which is not the case while an answer is being received, for example.
   var isReady: Bool { unsafe library.functions.pointee.aio_is_ready(handle) > 0 }
   var isDead: Bool {
     unsafe library.functions.pointee.aio_is_dead(handle) > 0 || library.functions.pointee.aio_is_closed(handle) > 0
   }
-  /// Below 0 when there is none.
+  /// Below 0 if there is none.
   var descriptor: Int32 { unsafe library.functions.pointee.aio_get_fd(handle) }
-  /// What it waits for.
+  /// What the socket has to be ready for.
   var direction: NBDDirection { NBDDirection(rawValue: unsafe library.functions.pointee.aio_get_direction(handle)) }
 
-  /// Begins to connect. - Returns: false when that failed at once.
+  /// Begins to connect. - Returns: false if that failed at once.
   func begin(_ address: NBDAddress) -> Bool {
     guard start(address) else { return false }
     if address.isInternet { watchPeer() }
@@ -169,7 +171,7 @@ final class NBDConnection: @unchecked Sendable {
     }
   }
 
-  /// A machine that is gone says nothing: without this nobody would ever know.
+  /// A machine that is gone sends nothing: without keepalives nobody would ever notice.
   private func watchPeer() {
     let socket = descriptor
     func set(_ level: Int32, _ name: Int32, _ value: Int32) {
@@ -183,22 +185,22 @@ final class NBDConnection: @unchecked Sendable {
     set(Int32(IPPROTO_TCP), TCP_USER_TIMEOUT, 20_000)
   }
 
-  /// Something is in its socket to be read, or its end is. The library must not be told so when it is not: it would wait for the rest
-  /// of an answer that nobody has begun, and send nothing before it comes.
+  /// Whether its socket has data or the end of the stream to read. The library must not be told so if that is not true: it
+  /// would wait for the rest of an answer that has not begun, and send nothing until it comes.
   var hasMore: Bool {
     var byte: UInt8 = 0
     let socket = descriptor
     return unsafe socket >= 0 && recv(socket, &byte, 1, Int32(MSG_PEEK | MSG_DONTWAIT)) >= 0
   }
 
-  /// Its socket is ready. What was completed is told to the jobs.
+  /// Its socket is ready. The jobs are told what was completed.
   func attend(_ ready: NBDDirection) {
     let wanted = direction
     if ready.contains(.read), wanted.contains(.read) { _ = unsafe library.functions.pointee.aio_notify_read(handle) }
     if ready.contains(.write), direction.contains(.write) { _ = unsafe library.functions.pointee.aio_notify_write(handle) }
   }
 
-  /// What the server says of the export. Of one that is ready.
+  /// What the server reports about the export, once the connection is ready.
   var facts: NBDFacts {
     let functions = unsafe library.functions.pointee
     func number(_ value: Int64) -> UInt64 { UInt64(max(value, 0)) }
@@ -213,13 +215,13 @@ final class NBDConnection: @unchecked Sendable {
       canMultiConn: functions.can_multi_conn(handle) > 0)
   }
 
-  // MARK: With waiting
+  // MARK: Calls that wait
 
-  /// Makes one, and waits for that, but not for longer.
+  /// Makes a connection, and waits for it until `end` at most.
   ///
   /// - Parameters:
   ///   - end: `Clock` nanoseconds.
-  ///   - limit: of attempts over TLS that were made for the same purpose.
+  ///   - limit: the limit for attempts over TLS that are made for the same purpose.
   static func make(
     _ library: NBDLibrary, _ location: NBDLocation, _ address: NBDAddress, until end: UInt64, limit: NBDAttemptLimit
   ) throws(NBDFailure) -> NBDConnection {
@@ -235,11 +237,11 @@ final class NBDConnection: @unchecked Sendable {
     }
   }
 
-  /// Connects, and waits for that. Over TLS it may last longer.
+  /// Connects, and waits for that. Over TLS it may take longer.
   ///
   /// - Parameters:
   ///   - end: `Clock` nanoseconds.
-  ///   - began: is told the socket before anybody is waited for.
+  ///   - began: is told the socket before anything is waited for.
   func connect(_ address: NBDAddress, until end: UInt64, _ began: (Int32) -> Void = { _ in }) throws(NBDFailure) {
     _ = try Self.hostToVerify(library, location)
     guard begin(address) else { throw .notConnected(location, reason) }
@@ -252,7 +254,7 @@ final class NBDConnection: @unchecked Sendable {
   }
 
   /// Makes stable what all connections have written. - Parameter end: `Clock` nanoseconds.
-  /// - Returns: an errno, 0 when all went well.
+  /// - Returns: an errno; 0 if it succeeded.
   func flush(until end: UInt64) throws(NBDFailure) -> Int32 {
     let tags = UnsafeMutablePointer<UInt32>.allocate(capacity: 1)
     let done = UnsafeMutablePointer<clinux_nbd_done>.allocate(capacity: 1)
@@ -277,7 +279,7 @@ final class NBDConnection: @unchecked Sendable {
     return unsafe job.pointee.error
   }
 
-  /// Why there is no answer in time.
+  /// The reason given if there is no answer in time.
   static let lateness = "it takes too long"
 
   private func drive(until end: UInt64, _ isOver: () -> Bool) throws(NBDFailure) {
@@ -300,7 +302,7 @@ final class NBDConnection: @unchecked Sendable {
   }
 }
 
-/// Ways of a socket, in the library's numbers.
+/// Directions of a socket, in the library's numbers.
 struct NBDDirection: OptionSet {
   let rawValue: UInt32
   static let read = NBDDirection(rawValue: 1)

@@ -1,23 +1,23 @@
-/// The thread that makes the connections of a worker over TLS, one after the other.
+/// The thread that makes a worker's connections over TLS, one after the other.
 ///
-/// It stays for as long as its disk: the library that encrypts keeps something of each thread that used it until the process ends
-/// (GnuTLS 3.7: its generator of random numbers, 224 bytes), and memory must not grow with how often a server goes away.
+/// It lives as long as its disk: the TLS library keeps some memory for each thread that used it until the process ends (GnuTLS
+/// 3.7: its random number generator, 224 bytes), and memory must not grow each time that a server goes away.
 internal import Dispatch
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
 final class NBDConnector: Sendable {
-  /// What the thread has of it: one that hangs in an attempt outlives its disk.
+  /// The part that the thread owns: a thread that hangs in an attempt outlives its disk.
   private final class Inbox: Sendable {
     let next = Mutex<NBDAttempt?>(nil)
-    /// Something is in it, or nothing more will be.
+    /// There is a new attempt, or there will be no more.
     let news = DispatchSemaphore(value: 0)
   }
 
   private let inbox = Inbox()
 
-  /// With the rights of the thread that makes it. - Throws: there can be no thread.
+  /// The thread has the rights of the thread that makes it. - Throws: if no thread can be made.
   init() throws(Errno) {
     _ = try SystemThread(name: NBDAttempt.threadName, stackSize: NBDAttempt.stackSize) { [inbox] in
       while true {
@@ -35,7 +35,7 @@ final class NBDConnector: Sendable {
 
   deinit { inbox.news.signal() }
 
-  /// The one before has ended.
+  /// To be called when the previous attempt has ended.
   func begin(_ attempt: NBDAttempt) {
     inbox.next.withLock { $0 = attempt }
     inbox.news.signal()

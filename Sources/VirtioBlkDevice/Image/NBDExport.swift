@@ -1,5 +1,5 @@
-/// An export of an NBD server, for all queues of a disk: where it is, what it was like when it was opened, connections that
-/// nobody uses just now, and what may have been lost with a server that went away.
+/// An export of an NBD server, for all queues of a disk: where it is, what it was like when it was opened, idle connections,
+/// and what may have been lost with a server that went away.
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
@@ -14,60 +14,60 @@ public struct NBDOptions: Sendable, Hashable {
   public var location: NBDLocation
   /// Seconds: 0 … 86400.
   public var reconnectTimeout = usualReconnectTimeout
-  /// The server keeps all writes that it has acknowledged even if it goes away and comes back: no flush fails because of that.
+  /// The server keeps all acknowledged writes even if it goes away and comes back: no flush fails because of that.
   public var keepsWrites = false
-  /// This process cannot look up names any more.
+  /// This process can no longer look up names.
   public var isConfined = false
 
-  /// With the default time limit for a server that went away.
+  /// Options with the default time limit for a server that went away.
   public init(_ location: NBDLocation) { self.location = location }
 }
 
-/// An export that was opened. All queues of its disk share it.
+/// An open export. All queues of its disk share it.
 public final class NBDExport: Sendable {
   let library: NBDLibrary
   let options: NBDOptions
   let address: NBDAddress
   /// As they were when it was opened.
   let facts: NBDFacts
-  /// Writes that the server has acknowledged and that nobody asked to be stable yet: all, and those of them that a flush has
-  /// made so.
+  /// Writes that the server has acknowledged without making them stable: all of them, and those that a flush has made stable
+  /// since.
   private let acknowledged = Atomic<UInt64>(0)
   private let flushed = Atomic<UInt64>(0)
   /// How often unstable writes may have been lost.
   private let losses = Atomic<UInt64>(0)
   private let state = Mutex(State())
-  /// Of helpers, which flush the disk or ask for its size: one that hangs is enough.
+  /// The limit for helpers, which flush the disk or query its size: one that hangs is enough.
   private let helpers = NBDAttemptLimit(1)
 
   private struct State {
-    /// Made, and nobody's.
+    /// Connections that are made and not in use.
     var idle: [NBDConnection] = []
-    /// Losses that each worker has told its drivers of.
+    /// Losses that each worker has reported to its drivers.
     var toldLosses: [Int: UInt64] = [:]
-    /// Workers that have been requested something, here or before a takeover, since when they may owe word of a loss.
+    /// Workers that have had requests, here or before a takeover, so that they may have a loss to report.
     var used: Set<Int> = []
-    /// Workers without a connection that had one.
+    /// Workers that have lost their connection.
     var away: Set<Int> = []
     var awaySince: UInt64 = 0
     var hasGivenUp = false
-    /// The last one of each worker, over TLS.
+    /// The last attempt of each worker, over TLS.
     var attempts: [Int: NBDAttempt] = [:]
-    /// What makes them.
+    /// The threads that make them.
     var connectors: [Int: NBDConnector] = [:]
-    /// What was said of this outage.
+    /// What has been logged about this outage.
     var said: Set<Hindrance> = []
   }
 
-  /// Why a server that is there is not used.
+  /// Why a server that is available is not used.
   enum Hindrance { case trust, difference }
 
   var uri: String { options.location.text }
 
-  /// How long a connection may take to be made.
+  /// How long it may take to make a connection, nanoseconds.
   static let connectTimeout: UInt64 = 10_000_000_000
 
-  /// Connects. Waits for the server, but not forever. - Throws: why that cannot be.
+  /// Connects. Waits for the server, but not forever. - Throws: why it is not connected.
   init(_ options: NBDOptions) throws(NBDFailure) {
     library = try NBDLibrary.find()
     self.options = options
@@ -82,7 +82,7 @@ public final class NBDExport: Sendable {
         return
       } catch {
         failure = error
-        // It would be the same at its other addresses, if not without a word.
+        // Its other addresses would fail in the same way, or silently.
         if error.isOfTrust { break }
       }
     }
@@ -91,22 +91,22 @@ public final class NBDExport: Sendable {
 
   // MARK: Connections
 
-  /// One that is made already.
+  /// An idle connection, if there is one.
   func take() -> NBDConnection? { state.withLock { $0.idle.popLast() } }
 
   /// A worker has ended, and its connection has nothing in flight.
   func give(_ connection: NBDConnection) { state.withLock { $0.idle.append(connection) } }
 
-  /// One more, and waits for that. For a helper.
+  /// Makes another connection, and waits for that, so it is for a helper.
   func connect() throws(NBDFailure) -> NBDConnection {
     try NBDConnection.make(
       library, options.location, address, until: Clock.now &+ Self.connectTimeout, limit: helpers)
   }
 
-  /// Begins to make one over TLS for a worker.
+  /// Begins to make a connection over TLS for a worker.
   ///
-  /// - Returns: `nil` where it cannot be, or where the worker's last one, which nobody waits for any more, has not ended: so there
-  ///   is never more than one for each, whatever they hang in.
+  /// - Returns: `nil` if that is not possible, or if the worker's last attempt, which nobody waits for any more, has not ended:
+  ///   so there is never more than one per worker, whatever they hang in.
   func attempt(worker: Int) -> NBDAttempt? {
     state.withLock { state in
       if let last = state.attempts[worker], !last.hasEnded { return nil }
@@ -121,21 +121,21 @@ public final class NBDExport: Sendable {
     }
   }
 
-  // MARK: What is not stable
+  // MARK: Unstable writes
 
   @inline(__always)
   func noteWrite() { acknowledged.wrappingAdd(1, ordering: .relaxed) }
 
-  /// Writes acknowledged up to now. Acquiring: a flush that is sent after this covers them.
+  /// Writes acknowledged so far. Acquire: a flush that is sent after this covers them.
   var written: UInt64 { acknowledged.load(ordering: .acquiring) }
 
-  /// A flush that was sent when so many were acknowledged went well.
+  /// A flush succeeded that was sent when this many writes were acknowledged.
   func noteFlush(_ written: UInt64) { flushed.max(written, ordering: .relaxed) }
 
-  /// Acquiring: who sees a loss sees what was lost.
+  /// Acquire: whoever sees a loss sees what was lost.
   var lossCount: UInt64 { losses.load(ordering: .acquiring) }
 
-  /// A connection is gone, and nobody knows whether the server is the same one.
+  /// A connection is gone, and it is not known whether the server is still the same one.
   private func noteLoss(_ state: inout State) {
     guard !options.keepsWrites else { return }
     let written = written
@@ -144,20 +144,20 @@ public final class NBDExport: Sendable {
     losses.wrappingAdd(1, ordering: .releasing)
   }
 
-  /// What a worker's drivers know of.
+  /// The losses that have been reported to a worker's drivers.
   func toldLosses(worker: Int) -> UInt64 { state.withLock { $0.toldLosses[worker] ?? 0 } }
   func tell(_ losses: UInt64, worker: Int) { state.withLock { $0.toldLosses[worker] = losses } }
 
-  // MARK: From process to process
+  // MARK: Takeover
 
-  /// A worker's first request.
+  /// A worker has had its first request.
   func noteUse(worker: Int) { state.withLock { _ = $0.used.insert(worker) } }
 
-  /// All that was acknowledged is stable.
+  /// Whether everything that was acknowledged is stable.
   var isStable: Bool { flushed.load(ordering: .relaxed) >= written }
 
-  /// Of each worker, whether its drivers have to be told of a loss; `nil`: no driver has. Drivers that have requested nothing need not
-  /// be, once another one has been told.
+  /// For each worker, whether its drivers have to be told of a loss; `nil`: none has to be. Drivers that have requested nothing
+  /// need not be told once another one has been.
   func owing(workers: Int) -> [Bool]? {
     let count = lossCount
     guard count > 0 else { return nil }
@@ -168,20 +168,20 @@ public final class NBDExport: Sendable {
     return owing.contains(true) ? owing : nil
   }
 
-  /// Another process still serves it, and what that one writes may not be stable. Before a worker runs: from then on a loss counts,
-  /// whichever of the two processes notices it.
+  /// Another process still serves it, and what that process writes may not be stable. To be called before a worker runs: from
+  /// then on a loss counts, whichever of the two processes notices it.
   func inheritWrites() { noteWrite() }
 
-  /// That process has stopped, and here nothing has been requested yet.
+  /// That process has stopped, and nothing has been requested here yet.
   ///
   /// - Parameters:
-  ///   - isStable: all that it wrote was stable then.
-  ///   - owing: what `owing` was there; it is everybody's if the number of workers is another one here.
+  ///   - isStable: everything that it wrote was stable then.
+  ///   - owing: what `owing` returned there; every worker owes it if the number of workers differs here.
   func inherit(isStable: Bool, owing: [Bool]?, workers: Int) {
     if isStable { noteFlush(written) }
     guard let owing else { return }
     let isFirst = losses.wrappingAdd(1, ordering: .releasing).oldValue == 0
-    // One that was noticed here has been told to nobody.
+    // A loss that was noticed here has not been reported to any driver.
     guard isFirst, owing.count == workers else { return }
     state.withLock { state in
       for (worker, owes) in owing.enumerated() {
@@ -190,7 +190,7 @@ public final class NBDExport: Sendable {
     }
   }
 
-  /// Another process may have served it meanwhile, and is gone without a word.
+  /// Another process may have served it meanwhile, and has ended without handing over.
   func resume() {
     noteWrite()
     if !options.keepsWrites { losses.wrappingAdd(1, ordering: .releasing) }
@@ -198,7 +198,7 @@ public final class NBDExport: Sendable {
 
   // MARK: News
 
-  /// A worker's connection is gone. - Returns: what to say, once for all workers.
+  /// A worker's connection is gone. - Returns: what to log, once for all workers.
   func goesAway(worker: Int, _ reason: String) -> String? {
     state.withLock { state in
       noteLoss(&state)
@@ -208,10 +208,10 @@ public final class NBDExport: Sendable {
     }
   }
 
-  /// - Returns: whether it has not been said yet, by any worker, since the server went away.
+  /// - Returns: whether no worker has logged it yet since the server went away.
   func isNews(_ hindrance: Hindrance) -> Bool { state.withLock { $0.said.insert(hindrance).inserted } }
 
-  /// A worker waits no more.
+  /// A worker has stopped waiting. - Returns: what to log, once for all workers.
   func isGivenUp() -> String? {
     state.withLock { state in
       guard !state.hasGivenUp else { return nil }
@@ -220,7 +220,7 @@ public final class NBDExport: Sendable {
     }
   }
 
-  /// A worker is connected again, or ends.
+  /// A worker is connected again, or ends. - Returns: what to log, once all workers are connected.
   func comesBack(worker: Int, isOver: Bool = false) -> String? {
     state.withLock { state in
       guard state.away.remove(worker) != nil, state.away.isEmpty, !isOver else { return nil }

@@ -1,44 +1,44 @@
-/// Why an export of a network block device cannot be used: one sentence each, saying what to do.
+/// Why an export of a network block device cannot be used: one sentence each that says what to do.
 public import SystemPackage
 internal import VirtioCore
 
 /// Why an export cannot be used.
 public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
-  /// - reason: the loader's.
+  /// libnbd cannot be loaded. - reason: what the loader says.
   case noLibrary(String)
-  /// The text, and why it is no URI of an export.
+  /// The text, and why it is not the URI of an export.
   case badURI(String, String)
   /// A socket's path is too long, or a host is not known.
   case noAddress(uri: String, String)
   /// Nothing listens there, or the handshake does not continue.
   case noAnswer(uri: String, String)
-  /// The library has been built without TLS.
+  /// The library was built without TLS.
   case noTLS(uri: String)
   /// The library verifies only the address that it connects to.
   case cannotVerifyNames(uri: String, name: String)
-  /// A certificate or a file with keys cannot be read, or is no regular file.
+  /// A certificate or a file with keys cannot be read, or is not a regular file.
   case noCredentials(uri: String, path: String, Errno)
-  /// Attempts over TLS that nobody waits for any more have not ended, so many that there is to be no other one.
+  /// Too many attempts over TLS that nobody waits for any more have not ended, so another one is not made.
   case othersHang(uri: String, count: Int)
   /// Certificates or keys were changed while a connection was made.
   case credentialsChanged(uri: String, path: String)
-  /// The server takes nobody without TLS.
+  /// The server accepts no connection without TLS.
   case needsTLS(uri: String)
   case serverHasNoTLS(uri: String, String)
-  /// One of the two does not believe the other.
+  /// One of the two ends does not trust the other.
   case notTrusted(uri: String, NBDSecurity, String)
   case noExport(uri: String, name: String)
-  /// Only who has not started to serve can look names up.
+  /// A server that has started to serve cannot look up names.
   case needsNumbers(uri: String)
-  /// The server does not let it be written, and read-only was not asked for.
+  /// The server does not allow writes, and read-only was not requested.
   case isReadOnly(uri: String)
   /// It has no bytes.
   case empty(uri: String)
-  /// The server takes requests only in multiples of more than a logical block; bytes.
+  /// The server accepts requests only in multiples of more than a logical block; bytes.
   case needsLargerBlocks(uri: String, minimum: UInt64, blockSize: Int)
-  /// Its size is no multiple of the logical block size; bytes.
+  /// Its size is not a multiple of the logical block size; bytes.
   case oddSize(uri: String, size: UInt64, blockSize: Int)
-  /// After reconnecting it is another disk. - difference: as in "it has 5 bytes instead of 6".
+  /// After a reconnection it is a different disk. - difference: as in "it has 5 bytes instead of 6".
   case changed(uri: String, difference: String)
 
   /// One sentence for a person: what happened, with what, and what to do.
@@ -59,16 +59,16 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
     case .noTLS(let uri): "\(printable(uri)) needs TLS, and libnbd was built without it here: install one that has it"
     case .cannotVerifyNames(let uri, let name):
       "libnbd before 1.22 checks the certificate of the server of \(printable(uri)) only against the address that it connects to, "
-        + "not against '\(printable(name))': give that address in numbers, which the certificate has to contain, or install a newer libnbd"
+        + "not against '\(printable(name))': use the numeric address, which the certificate has to contain, or install a newer libnbd"
     case .noCredentials(let uri, let path, .invalidArgument):
       "\(printable(uri)) needs \(printable(path)), which is not a regular file: put one there"
     case .noCredentials(let uri, let path, let error):
       "\(printable(uri)) needs \(printable(path)), which cannot be read (\(error)): put it there, or let this user read it"
     case .othersHang(let uri, let count):
-      "\(printable(uri)) is not connected to while \(count == 1 ? "one" : "\(count)") of the connections over TLS that were given up "
-        + "before hang: look whether the file system of their certificates or keys answers, and try again"
+      "\(printable(uri)) is not connected to, because \(count == 1 ? "an earlier attempt" : "\(count) earlier attempts") over TLS still "
+        + "\(count == 1 ? "hangs" : "hang"): check that the file system with the certificates or keys responds, and try again"
     case .credentialsChanged(let uri, let path):
-      "\(printable(path)) changed while a connection to \(printable(uri)) was being made, so that one is not used: try again"
+      "\(printable(path)) changed while a connection to \(printable(uri)) was being made, so that connection is not used: try again"
     case .needsTLS(let uri): "the server of \(printable(uri)) accepts no connection without TLS: write nbds instead of nbd"
     case .serverHasNoTLS(let uri, let reason):
       "the server of \(printable(uri)) has no TLS (\(printable(reason))): give it certificates or keys, or write nbd instead of nbds"
@@ -82,7 +82,7 @@ public enum NBDFailure: Error, Hashable, Sendable, CustomStringConvertible {
           + "'\(printable(user))' that is in \(printable(file))"
       }
     case .needsNumbers(let uri):
-      "\(printable(uri)) names its host, and a server in its sandbox cannot look up names: give the host's address in numbers"
+      "\(printable(uri)) names its host, and a server in its sandbox cannot look up names: use the host's numeric address"
     case .isReadOnly(let uri): "the server exports \(printable(uri)) read-only: serve it with --read-only"
     case .empty(let uri): "\(printable(uri)) has size 0: give it one at its server"
     case .needsLargerBlocks(let uri, let minimum, let blockSize):
@@ -113,19 +113,19 @@ extension NBDFailure {
     return says(" gnutls_", "was not found in PSK file") ? .notTrusted(uri: uri, security, reason) : .noAnswer(uri: uri, reason)
   }
 
-  /// The library's own words: whatever somebody has named a file is none of them.
+  /// The library's own words, without the names of files, which may contain anything.
   private static func withoutNames(_ reason: String, _ location: NBDLocation) -> String {
     var names = location.security?.places ?? []
     if case .unix(let path) = location.place { names.append(path) }
     var words = reason
-    // Long ones first, as the folder's is in those of its files.
+    // Long ones first, because a folder's name is part of those of its files.
     for name in names.sorted(by: { $0.utf8.count > $1.utf8.count }) where name.contains("/") {
       words = words.split(separator: name, omittingEmptySubsequences: false).joined(separator: "/")
     }
     return words.split(separator: " ").map { $0.contains("/") ? "/" : $0 }.joined(separator: " ")
   }
 
-  /// It will not be another one by waiting: somebody has to know.
+  /// Waiting will not change it: somebody has to act.
   var isOfTrust: Bool {
     switch self {
     case .noCredentials, .needsTLS, .serverHasNoTLS, .notTrusted: true

@@ -1,5 +1,5 @@
-/// libnbd, the library of the NBD project. It is found when it is needed first: a program that serves files neither needs it nor
-/// loads the two dozen libraries that come with it.
+/// libnbd, the library of the NBD project. It is loaded when it is first needed: a program that serves files neither needs it
+/// nor loads the two dozen libraries that come with it.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -30,7 +30,7 @@ final class NBDLibrary: @unchecked Sendable {
 ///
 /// For a process that is about to give up the right to load libraries.
 public enum NBDSupport {
-  /// Loads the library if it is there. - Returns: why it is not; `nil` when it is.
+  /// Loads the library if it is there. - Returns: why it is not; `nil` if it is.
   public static func load() -> NBDFailure? {
     do throws(NBDFailure) {
       _ = try NBDLibrary.find()
@@ -40,11 +40,11 @@ public enum NBDSupport {
 
   /// Connections over TLS that are being made.
   static let attempts = Atomic<Int>(0)
-  /// Milliseconds that the end of a process waits for these; whoever gave one up has cut it off.
+  /// Milliseconds that the end of a process waits for these; the socket of an attempt that was given up has been shut down.
   private static let limit = 2000
 
-  /// The end of the library that encrypts destroys what a thread still uses that is making a connection: then the process ends
-  /// without it.
+  /// The TLS library's exit handler destroys what a thread that is making a connection still uses. If there is such a thread,
+  /// the process ends without running that handler.
   static func attendExit() {
     _ = unsafe clinux_on_exit { status, _ in
       for _ in 0..<NBDSupport.limit where NBDSupport.attempts.load(ordering: .acquiring) > 0 { usleep(1000) }

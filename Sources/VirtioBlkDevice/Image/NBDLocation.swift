@@ -1,12 +1,12 @@
-/// Where an export of a network block device (NBD) is: the URIs of the NBD project, as qemu-nbd, nbdkit and libnbd have them.
+/// Where an export of a network block device (NBD) is: the URIs of the NBD project, as qemu-nbd, nbdkit and libnbd use them.
 
 /// `nbd://HOST[:PORT]/EXPORT` or `nbd+unix:///EXPORT?socket=PATH`; with `nbds` instead of `nbd`, over TLS.
 public struct NBDLocation: Sendable, Hashable {
   /// Where a server listens.
   public enum Place: Sendable, Hashable {
-    /// A UNIX socket. The path is as the system has it.
+    /// A UNIX socket, by its path in the file system.
     case unix(path: String)
-    /// TCP: a name or an address in numbers, and a port.
+    /// TCP: a host name or a numeric address, and a port.
     case internet(host: String, port: UInt16)
   }
 
@@ -27,7 +27,7 @@ public struct NBDLocation: Sendable, Hashable {
     return security.map { !$0.path.hasPrefix("/") } ?? false
   }
 
-  /// What names the disk, however it is connected to: without what only TLS is about.
+  /// What identifies the disk, however it is connected to: without the parts that are only about TLS.
   public var identity: String {
     guard security != nil, let colon = text.firstIndex(of: ":") else { return text }
     let scheme = text[..<colon].lowercased() == "nbds" ? "nbd" : "nbd+unix"
@@ -38,10 +38,10 @@ public struct NBDLocation: Sendable, Hashable {
     return "\(scheme)://\(host)\(parts[0][slash...])" + (words.isEmpty ? "" : "?" + words.joined(separator: "&"))
   }
 
-  /// A URI of the export that every process understands in the same way, and that is the same however it is connected to: with the
-  /// port and the socket's whole path, and without TLS.
+  /// A URI of the export that every process understands in the same way, and that does not depend on how it is connected to:
+  /// with the port and the socket's absolute path, and without TLS.
   ///
-  /// - Parameter absolute: makes a path one that does not depend on where the program was started.
+  /// - Parameter absolute: makes a path absolute.
   public func common(_ absolute: (String) -> String) -> String {
     func encoded(_ text: String) -> String { PercentText.encoded(text).replacing("#", with: "%23") }
     switch place {
@@ -51,7 +51,7 @@ public struct NBDLocation: Sendable, Hashable {
     }
   }
 
-  /// The port of NBD.
+  /// The default port of NBD.
   static let usualPort: UInt16 = 10809
   /// Bytes of an export's name (NBD protocol, "string").
   private static let longestName = 4096
@@ -77,28 +77,28 @@ public struct NBDLocation: Sendable, Hashable {
       authority = authority[authority.index(after: at)...]
     }
     guard let export = Self.decoded(parts[0][slash...].dropFirst()), export.utf8.count <= Self.longestName else {
-      throw wrong("the export's name is no text of at most \(Self.longestName) bytes")
+      throw wrong("the export's name is not text of at most \(Self.longestName) bytes")
     }
     let socket = words.removeValue(forKey: .socket)
     if isUnix {
-      guard authority.isEmpty else { throw wrong("between '//' and the next '/' there is no host with \(scheme)") }
+      guard authority.isEmpty else { throw wrong("with \(scheme), there is no host between '//' and the next '/'") }
       guard let socket else { throw wrong("it has no '?socket=PATH'") }
       place = .unix(path: socket)
     } else {
-      guard socket == nil else { throw wrong("'socket' is for nbd+unix and nbds+unix") }
+      guard socket == nil else { throw wrong("'socket' is only for nbd+unix and nbds+unix") }
       place = try Self.internet(authority, wrong)
     }
     if isSecure {
       security = try NBDSecurity(words, isUnix: isUnix, wrong)
     } else {
-      if let word = words.keys.first { throw wrong("'\(word.rawValue)' is for nbds and nbds+unix") }
+      if let word = words.keys.first { throw wrong("'\(word.rawValue)' is only for nbds and nbds+unix") }
       security = nil
     }
     self.export = export
     self.text = text
   }
 
-  /// What can follow the `?`, in the words of the library.
+  /// The parameters that can follow the `?`, by the library's names.
   enum Word: String {
     case socket
     case certificates = "tls-certificates"
@@ -131,7 +131,7 @@ public struct NBDLocation: Sendable, Hashable {
   }
 
   private static func internet(_ authority: Substring, _ wrong: (String) -> NBDFailure) throws(NBDFailure) -> Place {
-    guard !authority.contains("@") else { throw wrong("a user is for nbds") }
+    guard !authority.contains("@") else { throw wrong("a user is only for nbds") }
     var host = authority
     var port: Substring?
     if authority.hasPrefix("["), let end = authority.firstIndex(of: "]") {
@@ -149,7 +149,7 @@ public struct NBDLocation: Sendable, Hashable {
     return .internet(host: name, port: number)
   }
 
-  /// Text behind `%XX`; `nil` where it is none, or has a NUL in it.
+  /// Decodes `%XX`; `nil` if the result is not text, or contains a NUL.
   private static func decoded(_ text: Substring) -> String? {
     var bytes: [UInt8] = []
     var rest = text.utf8[...]

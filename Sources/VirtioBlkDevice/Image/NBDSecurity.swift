@@ -1,4 +1,4 @@
-/// How a connection to an NBD server is protected (TLS): whom it trusts, and who it is itself.
+/// How a connection to an NBD server is protected (TLS): the peers that it trusts, and its own identity.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -8,13 +8,13 @@ public struct NBDSecurity: Sendable, Hashable {
     /// A folder with `ca-cert.pem`, whose certificates are trusted, and the client's own, if it has one: `client-cert.pem` and
     /// `client-key.pem`. - verified: the server has to prove that it has this name; `nil`: that of its URI.
     case certificates(folder: String, verified: String?, verifiesPeer: Bool)
-    /// A key that the server has as well, in a file with lines of `USER:KEY`.
+    /// A key shared with the server, in a file with lines of `USER:KEY`.
     case key(file: String, user: String)
   }
 
   let credentials: Credentials
 
-  /// Of the folder, or of the file.
+  /// The folder, or the file.
   public var path: String {
     switch credentials {
     case .certificates(let folder, _, _): folder
@@ -22,14 +22,14 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
-  /// All that the library may read: the folder or the file, and what is in the folder, which may be links.
+  /// Everything that the library may read: the folder or the file, and the files in the folder, which may be links.
   public var places: [String] {
     guard case .certificates(let folder, _, _) = credentials else { return [path] }
     return [folder] + ["ca-cert.pem", "ca-crl.pem", "client-cert.pem", "client-key.pem"].map { folder + "/" + $0 }
   }
 
-  /// What has to be there each time that a connection is made. The library takes certificates that are missing for a wish for the
-  /// system's, and verifies nothing then (libnbd before 1.22).
+  /// The file that has to exist each time that a connection is made. If certificates are missing, the library takes that as a
+  /// request for the system's, and verifies nothing (libnbd before 1.22).
   private var neededFile: String {
     switch credentials {
     case .certificates(let folder, _, _): folder + "/ca-cert.pem"
@@ -37,7 +37,7 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
-  /// What has to be readable if it is there.
+  /// Files that have to be readable if they exist.
   private var otherFiles: [String] {
     guard case .certificates = credentials else { return [] }
     return places.filter { $0 != path && $0 != neededFile }
@@ -68,7 +68,7 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
-  /// Tells whether a file is the same, unchanged and in the same place: whatever is done to it, or to its folder, changes a time.
+  /// Identifies a file in one state and one place: any change of the file, or of its folder, changes a time.
   struct Trace: Equatable {
     private var numbers: [UInt64] = []
 
@@ -80,10 +80,11 @@ public struct NBDSecurity: Sendable, Hashable {
     }
   }
 
-  /// The library reads these files somewhat later, so who compares two answers knows what it found.
+  /// Checks the files and identifies their state. The library reads them somewhat later, so a caller that compares the results
+  /// from before and after knows what the library read.
   ///
-  /// - Returns: of what it needs.
-  /// - Throws: what it needs cannot be read.
+  /// - Returns: the state of what it needs.
+  /// - Throws: if something that it needs cannot be read.
   func check(uri: String) throws(NBDFailure) -> Trace {
     var trace = Trace()
     if case .certificates(let folder, _, _) = credentials {
@@ -103,7 +104,8 @@ public struct NBDSecurity: Sendable, Hashable {
     return trace
   }
 
-  /// Opens it, as only that tells what a sandbox forbids, and never waits for a pipe. - Returns: `nil` if it is not there.
+  /// Opens the file, because only that shows what a sandbox forbids; never waits for a pipe. - Returns: `nil` if it is not
+  /// there.
   private static func look(_ file: String) throws(Errno) -> stat? {
     let descriptor = unsafe clinux_open(file, O_RDONLY | O_NONBLOCK | O_CLOEXEC, 0)
     guard descriptor >= 0 else {

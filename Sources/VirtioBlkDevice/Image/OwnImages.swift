@@ -1,4 +1,4 @@
-/// Files of this process that have an image's lock, and whose disks they are: a lock that is in the way may be one's own.
+/// The locked image files of this process, and the disks that they belong to: a conflicting lock may be our own.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -6,16 +6,16 @@ internal import VirtioCore
 
 enum OwnImages {
   struct User: Sendable {
-    /// What the operator calls the disk, if anybody has said.
+    /// The operator's name for the disk, if known.
     var name: String?
-    /// Otherwise it has the file open to be read.
+    /// Otherwise it has the file open only for reading.
     var isWriter: Bool
   }
 
-  /// By descriptor; each is open for as long as it is here.
+  /// By descriptor; each is open for as long as it is listed here.
   private static let users = Mutex<[Int32: User]>([:])
 
-  /// - Parameter user: what the operator calls its disk.
+  /// - Parameter user: the operator's name for its disk.
   static func add(_ image: ImageFile, user: String?) {
     let files = files(of: image)
     users.withLock { users in
@@ -23,7 +23,7 @@ enum OwnImages {
     }
   }
 
-  /// Before they are closed.
+  /// To be called before its files are closed.
   static func remove(_ image: ImageFile) {
     let files = files(of: image)
     users.withLock { users in for (descriptor, _) in files { users[descriptor] = nil } }
@@ -36,7 +36,7 @@ enum OwnImages {
     return under.map { ($0, false) } + [(image.descriptor, !image.isReadOnly)]
   }
 
-  /// Who has that file, writers before readers; `nil`: nobody here.
+  /// The disk that has this file open, a writer before a reader; `nil`: none of this process.
   static func user(of file: stat) -> User? {
     users.withLock { users in
       let found = users.filter { descriptor, _ in

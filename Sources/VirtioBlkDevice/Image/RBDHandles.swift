@@ -1,21 +1,21 @@
-/// An image of a Ceph cluster as librbd has it: three pointers, opened one after the other and closed in the opposite order.
+/// An image of a Ceph cluster in librbd: three pointers, opened one after the other and closed in reverse order.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// What is known of an image when it is opened.
+/// What is known about an image when it is opened.
 struct RBDFacts: Sendable, Equatable {
   /// Bytes.
   var size: UInt64
-  /// Bytes that a discard gives back as a whole; less is left as it is.
+  /// The unit in which a discard deallocates space, bytes; smaller ranges are left as they are.
   var discardGranularity: UInt64
-  /// What tells it from every other image anywhere.
+  /// What distinguishes it from every other image anywhere.
   var identity: String
 }
 
-/// A connection, a pool in it, and an image in that. Everything here may wait for the cluster, and forever.
+/// A connection, a pool in it, and an image in that. Everything here may wait for the cluster, possibly forever.
 @safe
 struct RBDHandles: @unchecked Sendable {
   let library: RBDLibrary
@@ -48,7 +48,7 @@ struct RBDHandles: @unchecked Sendable {
       }
     guard read >= 0 else { throw .noConfiguration(path: location.configuration, Errno(of: read)) }
     let settings = [
-      // What fails is said by this program.
+      // This program reports failures itself.
       ("log_to_stderr", "false"), ("err_to_stderr", "false"), ("client_mount_timeout", "\(options.connectTimeout)"),
     ]
     for (name, value) in settings + RBDSettings.wanted { _ = unsafe functions.rados_conf_set(cluster, name, value) }
@@ -77,7 +77,7 @@ struct RBDHandles: @unchecked Sendable {
       throw .noImage(uri: uri, name: location.name, Errno(of: opened))
     }
     unsafe self.image = image
-    // Who has the image or the pool may have said otherwise there, which goes before what a client says.
+    // The settings of the image or the pool override those of a client.
     let settings: RBDSettings
     do throws(Errno) { settings = try self.settings() } catch { throw .noImage(uri: uri, name: location.name, error) }
     if let other = settings.others(isReadOnly: isReadOnly || location.snapshot != nil).first {
@@ -85,7 +85,7 @@ struct RBDHandles: @unchecked Sendable {
     }
   }
 
-  /// Settings of the image as they hold. - Throws: why the library does not say.
+  /// The settings in effect for the image. - Throws: why the library does not report them.
   private func settings() throws(Errno) -> RBDSettings {
     var room = 256
     while true {
@@ -116,7 +116,7 @@ struct RBDHandles: @unchecked Sendable {
 
   private static let mostSettings = 4096
 
-  /// What the cluster says of the image.
+  /// What the cluster reports about the image.
   func facts(_ location: RBDLocation) throws(RBDFailure) -> RBDFacts {
     let size = size
     guard let size else { throw .noImage(uri: location.text, name: location.name, .ioError) }
@@ -135,14 +135,14 @@ struct RBDHandles: @unchecked Sendable {
     }
   }
 
-  /// Bytes, as they are now; `nil` where the cluster does not say.
+  /// The present size, bytes; `nil` if the cluster does not report it.
   var size: UInt64? {
     var size: UInt64 = 0
     return unsafe functions.get_size(image, &size) < 0 ? nil : size
   }
 
-  /// The same, but no sooner than its last byte can be read and written: the owner of the lock executes a resize that another client
-  /// wants, and has the new size for a moment before its end.
+  /// The same, but not before its last byte can be read and written: the owner of the lock executes a resize that another
+  /// client requested, and reports the new size shortly before it has finished.
   var settledSize: UInt64? {
     for _ in 0..<Self.settlingLooks {
       guard let size, size > 0 else { return size }
@@ -159,9 +159,9 @@ struct RBDHandles: @unchecked Sendable {
 
   // MARK: The lock
 
-  /// Has the image for itself from now on: nobody else can write to it before it is closed, or the lock is broken.
+  /// Acquires the exclusive lock: nobody else can write to the image until it is closed, or the lock is broken.
   ///
-  /// - Parameter isWanted: asked before anything is done to others.
+  /// - Parameter isWanted: called before anything is done to other clients.
   mutating func lock(_ options: RBDOptions, isWanted: () -> Bool) throws(RBDFailure) {
     let location = options.location
     let uri = location.text
@@ -169,17 +169,17 @@ struct RBDHandles: @unchecked Sendable {
     guard unsafe functions.get_features(image, &features) >= 0, features & Self.lockFeature != 0 else {
       throw .noExclusiveLock(uri: uri, name: location.name)
     }
-    // A client that shares the lock would hand it over, and could not write any more. Whether one lives the cluster knows by its
-    // watch, which outlives a dead one for a while.
+    // A client that shares the lock would hand it over, and could not write any more. The cluster knows by a client's watch
+    // whether the client is alive; the watch of a dead client remains for a while.
     let end = Clock.now &+ UInt64(options.ownerTimeout) &* 1_000_000_000
     var breaks = 0
     while let owner = try owners(uri).first {
       guard isWanted() else { throw .givenUp(uri: uri) }
-      // Others may be quick to have it then.
+      // Other clients may acquire it quickly after that.
       if options.breaksLock, breaks < Self.mostClients {
         breaks += 1
         let broken = unsafe functions.lock_break(image, Self.exclusive, owner)
-        // Another client that breaks it, too, may have been faster.
+        // Another client that also breaks the lock may have been faster.
         guard broken >= 0 || [-ENOENT, -EBUSY, -EAGAIN].contains(broken) else { throw .cannotLock(uri: uri, Errno(of: broken)) }
         continue
       }
@@ -196,11 +196,12 @@ struct RBDHandles: @unchecked Sendable {
     isLocked = true
   }
 
-  /// Microseconds between looks at who has the lock.
+  /// Microseconds between checks of who has the lock.
   private static let pause: UInt32 = 200_000
   private static let mostClients = 32
 
-  /// Addresses of clients that have the lock. - Throws: `cannotLock`: nobody knows, which is not the same as nobody.
+  /// Addresses of clients that have the lock. - Throws: `cannotLock`: it is unknown who has the lock, which does not mean that
+  /// nobody has it.
   private func owners(_ uri: String) throws(RBDFailure) -> [String] {
     try unsafe clients(uri, of: UnsafeMutablePointer<CChar>?.self, isNobody: -ENOENT) { list, count in
       var mode: Int32 = 0
@@ -224,8 +225,8 @@ struct RBDHandles: @unchecked Sendable {
   }
 
   /// - Parameters:
-  ///   - isNobody: what the library says of an empty list; 0: nothing else than an empty list.
-  ///   - list: fills it, up to the count, which then is how many there are.
+  ///   - isNobody: the library's error code for an empty list; 0: it has none.
+  ///   - list: fills the list, up to the count, and sets the count to how many there are.
   private func clients<Client>(
     _ uri: String, of type: Client.Type, isNobody: Int32 = 0,
     _ list: (UnsafeMutableBufferPointer<Client>, inout Int) -> Int32,
@@ -238,7 +239,7 @@ struct RBDHandles: @unchecked Sendable {
         var count = room
         result = unsafe list(buffer, &count)
         guard result >= 0 else {
-          // There are more, by now.
+          // There are more by now.
           room = max(room + Self.mostClients, min(count, Self.tooManyClients))
           return []
         }
@@ -254,7 +255,7 @@ struct RBDHandles: @unchecked Sendable {
 
   // MARK: The end
 
-  /// Closes everything that was opened; nothing is in flight. Not twice.
+  /// Closes everything that was opened. To be called once, when nothing is in flight.
   func close() {
     if let image = unsafe image {
       if isLocked { _ = unsafe functions.lock_release(image) }
@@ -268,6 +269,6 @@ struct RBDHandles: @unchecked Sendable {
 }
 
 extension Errno {
-  /// - Parameter result: a negative errno; the library's own error where it is none.
+  /// - Parameter result: a negative errno; anything else becomes an I/O error.
   init(of result: Int32) { self = result < 0 ? Errno(rawValue: 0 &- result) : .ioError }
 }

@@ -1,11 +1,11 @@
-/// An image of a Ceph cluster, for all queues of a disk: one handle, and what happened to it.
+/// An image of a Ceph cluster, for all queues of a disk: one handle, and its state.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Which image, and how it is opened.
+/// The image, and how it is opened.
 public struct RBDOptions: Sendable, Hashable {
   /// The image, and how its cluster is found.
   public var location: RBDLocation
@@ -14,11 +14,11 @@ public struct RBDOptions: Sendable, Hashable {
   /// Seconds that the cluster's monitors may take to answer, and each step after that.
   var connectTimeout = 10
   var openTimeout = 20
-  /// Seconds that a client that has the lock is waited for: a dead one is known for as long as the cluster waits for its watch,
-  /// which is half a minute by default.
+  /// Seconds to wait for a client that has the lock: a dead client counts as alive until its watch times out in the cluster,
+  /// which takes half a minute by default.
   var ownerTimeout = 35
 
-  /// Seconds, each: the library knows the first, too.
+  /// Seconds, each. The library has the first limit, too.
   var connectLimit: Int { connectTimeout + 5 }
   var lockLimit: Int { ownerTimeout + openTimeout }
   var longestOpening: Int { connectLimit + openTimeout + lockLimit }
@@ -42,9 +42,9 @@ final class RBDImage: @unchecked Sendable {
     /// Engines that may request something.
     var users = 0
     var isClosed = false
-    /// A thread looks how long it is.
+    /// A thread is querying its size.
     var isLooking = false
-    /// It has changed since that thread looked, or since nobody did.
+    /// It has changed since its size was last queried.
     var hasChanged = false
   }
 
@@ -52,7 +52,7 @@ final class RBDImage: @unchecked Sendable {
   var functions: UnsafeMutablePointer<clinux_rbd> { unsafe handles.library.functions }
   var image: UnsafeMutableRawPointer? { unsafe handles.image }
 
-  /// Waits for the cluster, but not forever. - Throws: why that cannot be.
+  /// Opens the image. Waits for the cluster, but not forever. - Throws: why it cannot be opened.
   init(
     _ options: RBDOptions, isReadOnly: Bool, isLocked: Bool, patience: OpeningPatience = OpeningPatience()
   ) throws(RBDFailure) {
@@ -64,26 +64,26 @@ final class RBDImage: @unchecked Sendable {
 
   deinit {
     guard !state.withLock(\.isClosed) else { return }
-    // That may wait for the cluster, and here nobody may.
+    // Closing may wait for the cluster, and the caller must not.
     RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
     let body: @Sendable () -> Void = { [handles, watch] in
       watch?.end()
       handles.close()
       RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
     }
-    // Without a thread it stays open, and the process ends without the libraries' own end.
+    // Without a thread it stays open, and the process ends without the libraries' exit handlers.
     do throws(Errno) { _ = try SystemThread(name: "rbd close", stackSize: Self.stackSize, body) } catch {
       RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
     }
   }
 
   private static let stackSize = 8 << 20
-  /// Microseconds between looks at whether an engine is still there.
+  /// Microseconds between checks for engines that still use it.
   private static let pause: UInt32 = 1000
 
   // MARK: Use
 
-  /// An engine that may request something from now on. - Returns: false when it is closed.
+  /// Registers an engine, which may make requests from now on. - Returns: false if the image is closed.
   func enter() -> Bool {
     state.withLock { state in
       guard !state.isClosed else { return false }
@@ -94,7 +94,7 @@ final class RBDImage: @unchecked Sendable {
 
   func leave() { state.withLock { $0.users -= 1 } }
 
-  /// Closes it, once, when no engine is there any more: waits for that and for the cluster.
+  /// Closes the image once, when no engine uses it any more. Waits for that and for the cluster.
   func close() {
     while true {
       let (isClosed, mayClose) = state.withLock { state in
@@ -112,21 +112,21 @@ final class RBDImage: @unchecked Sendable {
     RBDSupport.closing.wrappingSubtract(1, ordering: .releasing)
   }
 
-  /// - Parameter body: is told the size in bytes when the image has changed, also when it has before this; on another thread, and one
-  ///   change after the other.
+  /// - Parameter body: is told the size in bytes when the image has changed, even if it changed before this call; on another
+  ///   thread, one change after the other.
   func whenResized(_ body: @escaping @Sendable (UInt64) -> Void) {
     resized.withLock { $0 = Callback(body) }
     look()
   }
 
-  /// Something about the image is another thing than before. On a thread of the library, which must not wait.
+  /// Something about the image has changed. Called on a thread of the library, which must not wait.
   func hasChanged() {
     state.withLock { $0.hasChanged = true }
     look()
   }
 
-  /// Looks how long it is if it has changed, on a thread that waits for the cluster, and of which there is one at a time: what is told
-  /// last is what was seen last.
+  /// Queries the size if the image has changed, on a thread that waits for the cluster. There is only one at a time, so what is
+  /// reported last is what was seen last.
   private func look() {
     guard let told = resized.withLock(\.self) else { return }
     let isMine = state.withLock { state in
@@ -140,7 +140,7 @@ final class RBDImage: @unchecked Sendable {
       while mayLook() { if let size = handles.settledSize { told.call(size) } }
     }
     do throws(Errno) { _ = try SystemThread(name: "rbd size", stackSize: Self.stackSize, work) } catch {
-      // With the next change, or when somebody asks.
+      // The size is queried at the next change, or on request.
       state.withLock { state in
         state.isLooking = false
         state.users -= 1
@@ -148,7 +148,7 @@ final class RBDImage: @unchecked Sendable {
     }
   }
 
-  /// - Returns: false when nothing has changed since the last look; then nobody looks any more.
+  /// - Returns: false if nothing has changed since the last query; the thread then ends.
   private func mayLook() -> Bool {
     state.withLock { state in
       if state.hasChanged {
@@ -161,7 +161,7 @@ final class RBDImage: @unchecked Sendable {
     }
   }
 
-  /// Bytes. Waits for the cluster.
+  /// The present size, bytes. Waits for the cluster.
   func measure() throws(RBDFailure) -> UInt64 {
     guard enter() else { throw .closed(uri: uri) }
     defer { leave() }
@@ -169,7 +169,7 @@ final class RBDImage: @unchecked Sendable {
     return size
   }
 
-  /// Makes stable what was written before. Waits for the cluster. - Returns: an errno, 0 when all went well.
+  /// Makes everything stable that was written before. Waits for the cluster. - Returns: an errno; 0 if it succeeded.
   func flush() -> Int32 {
     guard enter() else { return EBADF }
     defer { leave() }
@@ -178,10 +178,10 @@ final class RBDImage: @unchecked Sendable {
 
   // MARK: Fenced
 
-  /// The cluster takes nothing from this client any more.
+  /// The cluster no longer accepts requests from this client.
   var isFenced: Bool { fenced.load(ordering: .relaxed) }
 
-  /// - Returns: what to say, once for all queues.
+  /// - Returns: what to log, once for all queues.
   func fence() -> String? {
     guard !fenced.exchange(true, ordering: .relaxed) else { return nil }
     return

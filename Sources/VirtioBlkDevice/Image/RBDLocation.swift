@@ -1,24 +1,25 @@
 /// Where an image of a Ceph cluster is.
 
-/// `rbd:POOL/IMAGE` or `rbd:POOL/NAMESPACE/IMAGE`, both with `@SNAPSHOT` behind if it is one, and behind a `?`, with `&` between
-/// them: `conf=PATH`, the cluster's configuration, and `id=NAME`, the user. Without them they are what Ceph's own tools take.
+/// `rbd:POOL/IMAGE` or `rbd:POOL/NAMESPACE/IMAGE`, both followed by `@SNAPSHOT` for a snapshot. After a `?`, and separated by
+/// `&`, there may be `conf=PATH`, the cluster's configuration, and `id=NAME`, the user. Their defaults are those of Ceph's own
+/// tools.
 public struct RBDLocation: Sendable, Hashable {
   /// The name of the pool.
   public var pool: String
-  /// Empty: the pool's own.
+  /// Empty: the default namespace of the pool.
   public var namespace = ""
   /// The name of the image.
   public var image: String
-  /// The image as it was then.
+  /// The name of a snapshot of the image; `nil`: the image itself.
   public var snapshot: String?
-  /// The path of the cluster's configuration; `nil`: what Ceph's own tools take.
+  /// The path of the cluster's configuration; `nil`: the default of Ceph's own tools.
   public var configuration: String?
-  /// Without `client.` in front.
+  /// The name of the user, without the prefix `client.`.
   public var user: String?
 
   private static let scheme = "rbd:"
 
-  /// - Parameter text: with `rbd:` in front.
+  /// - Parameter text: begins with `rbd:`.
   /// - Throws: `badName`.
   public init(_ text: String) throws(RBDFailure) {
     func wrong(_ reason: String) -> RBDFailure { .badName(text, reason) }
@@ -53,7 +54,7 @@ public struct RBDLocation: Sendable, Hashable {
     }
   }
 
-  /// As `init` takes it.
+  /// The text that `init` takes.
   public var text: String {
     func encoded(_ name: String) -> String {
       PercentText.encoded(name).split(separator: "@", omittingEmptySubsequences: false).joined(separator: "%40")
@@ -65,7 +66,7 @@ public struct RBDLocation: Sendable, Hashable {
       + (snapshot.map { "@" + encoded($0) } ?? "") + (words.isEmpty ? "" : "?" + words.joined(separator: "&"))
   }
 
-  /// As Ceph's tools name it: `POOL/IMAGE@SNAPSHOT`.
+  /// The name that Ceph's tools use: `POOL/IMAGE@SNAPSHOT`.
   public var name: String {
     ([pool] + (namespace.isEmpty ? [] : [namespace]) + [image]).joined(separator: "/") + (snapshot.map { "@" + $0 } ?? "")
   }

@@ -1,4 +1,4 @@
-/// Opens an image of a Ceph cluster on a thread of its own: every step may wait forever, and the caller does not.
+/// Opens an image of a Ceph cluster on a separate thread: every step may wait forever, but the caller does not.
 internal import Dispatch
 internal import Synchronization
 internal import SystemPackage
@@ -15,7 +15,7 @@ final class RBDOpening: Sendable {
   struct Opened: Sendable {
     let handles: RBDHandles
     let facts: RBDFacts
-    /// `nil` where the cluster does not tell of changes.
+    /// `nil` if the cluster does not report changes.
     let watch: RBDWatch?
   }
 
@@ -27,11 +27,11 @@ final class RBDOpening: Sendable {
   private let stage = Mutex(Stage.connecting)
   private let news = DispatchSemaphore(value: 0)
 
-  /// The library's own, which are not small.
+  /// That of the library's own threads, which is not small.
   private static let stackSize = 8 << 20
 
-  /// - Parameter patience: of who waits; when it is over nothing more is done to the image.
-  /// - Returns: the image, and locked if it is to be.
+  /// - Parameter patience: the caller's; once it is over, nothing more is done to the image.
+  /// - Returns: the image, locked if `isLocked` is set and it is not read-only.
   static func open(
     _ options: RBDOptions, isReadOnly: Bool, isLocked: Bool, patience: OpeningPatience
   ) throws(RBDFailure) -> Opened {
@@ -69,7 +69,7 @@ final class RBDOpening: Sendable {
     }
   }
 
-  /// Between looks at whether somebody still waits.
+  /// Time between checks of whether somebody still waits.
   private static let pause = DispatchTimeInterval.milliseconds(50)
 
   /// Seconds.
@@ -95,7 +95,7 @@ final class RBDOpening: Sendable {
         try advance(to: .locking)
         try handles.lock(options) { isWanted }
       }
-      // First: no change after the facts is missed.
+      // The watch comes first, so that no change after the facts is missed.
       let watch = RBDWatch(handles)
       do throws(RBDFailure) {
         result = .success(Opened(handles: handles, facts: try handles.facts(options.location), watch: watch))
@@ -104,7 +104,7 @@ final class RBDOpening: Sendable {
         throw error
       }
     } catch { result = .failure(error) }
-    // Before the end is reported: a process that ends then waits for this.
+    // Counted before the result is reported, so that a process that ends then waits for this.
     RBDSupport.closing.wrappingAdd(1, ordering: .relaxed)
     let isTaken = proceed(to: .over(result))
     if case .success(let opened) = result, !isTaken { opened.watch?.end() }
@@ -123,7 +123,7 @@ final class RBDOpening: Sendable {
     guard proceed(to: next) else { throw .givenUp(uri: options.location.text) }
   }
 
-  /// - Returns: false when nobody waits any more.
+  /// - Returns: false if nobody waits any more.
   private func proceed(to next: Stage) -> Bool {
     let isWanted = stage.withLock { stage in
       if case .abandoned = stage { return false }

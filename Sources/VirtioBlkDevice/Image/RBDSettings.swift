@@ -1,6 +1,6 @@
-/// What this program depends on of librbd's settings.
+/// The settings of librbd that this program depends on.
 
-/// Settings of an image, as they hold: a client's may be overridden by those of the pool, and these by those of the image.
+/// The settings in effect for an image: those of the pool override the client's, and those of the image override both.
 struct RBDSettings: Sendable {
   struct Setting: Sendable, Hashable {
     var name: String
@@ -8,7 +8,7 @@ struct RBDSettings: Sendable {
     /// Where it comes from: 0: the client, 1: the pool, 2: the image.
     var source: Int32
 
-    /// The command that takes it away.
+    /// The command that removes it.
     func remedy(for location: RBDLocation) -> String {
       switch source {
       case 2:
@@ -24,28 +24,29 @@ struct RBDSettings: Sendable {
 
   init(_ list: [Setting]) { self.list = list }
 
-  /// What is asked for, of every connection. Readers depend on the last one alone.
+  /// What every connection requests. Readers depend only on the last one.
   static let wanted = [
-    // What is acknowledged is in the cluster: nobody else can lose it, and a server that is killed does not.
+    // Acknowledged writes are in the cluster, so a server that is killed does not lose them.
     ("rbd_cache", "false"), ("rbd_persistent_cache_mode", "disabled"),
-    // A driver may change what is being written. The library has to write what it has a checksum of, or it never ends.
+    // A driver may change data while it is being written. The library has to write the data that it computed the checksum of,
+    // or the write never ends.
     ("rbd_disable_zero_copy_writes", "true"),
-    // Who lost the lock must not write any more.
+    // A client that lost the lock must not write any more.
     ("rbd_blocklist_on_break_lock", "true"),
-    // It is a queue's thread that submits, which must not wait for the cluster.
+    // A queue's thread submits, and it must not wait for the cluster.
     ("rbd_non_blocking_aio", "true"),
   ]
 
   subscript(name: String) -> String? { list.first { $0.name == name }?.value }
 
-  /// Those that are another thing than is wanted. One that a release of the library does not know does nothing.
+  /// The settings with unwanted values. A setting that this release of the library does not know does not matter.
   func others(isReadOnly: Bool) -> [Setting] {
     Self.wanted.suffix(isReadOnly ? 1 : Self.wanted.count).compactMap { wanted in
       list.first { $0.name == wanted.0 && Self.plain($0.value) != wanted.1 }
     }
   }
 
-  /// A value of an image or a pool is as somebody wrote it.
+  /// A value of an image or a pool has the form in which somebody wrote it.
   private static func plain(_ value: String) -> String {
     switch value.lowercased() {
     case "1", "yes", "on": "true"

@@ -1,4 +1,4 @@
-/// Is told by the library when an image of a Ceph cluster changes.
+/// Receives notifications from the library when an image of a Ceph cluster changes.
 internal import CLinux
 internal import Synchronization
 internal import VirtioCore
@@ -11,11 +11,11 @@ final class RBDWatch: @unchecked Sendable {
 
   private struct Told: Sendable {
     weak var image: RBDImage?
-    /// Before there was one to tell.
+    /// It changed before there was an image to tell.
     var hasChanged = false
   }
 
-  /// - Returns: `nil` where the cluster does not tell; then the size is looked at when somebody asks.
+  /// - Returns: `nil` if the cluster does not send notifications; then the size is only queried on request.
   init?(_ handles: RBDHandles) {
     self.handles = handles
     let told: @convention(c) (UnsafeMutableRawPointer?) -> Void = { argument in
@@ -23,7 +23,7 @@ final class RBDWatch: @unchecked Sendable {
       let watch = unsafe Unmanaged<RBDWatch>.fromOpaque(argument).takeUnretainedValue()
       watch.changed()
     }
-    // Until it is ended the library has a reference, too.
+    // The library also has a reference until `end`.
     let argument = unsafe Unmanaged.passRetained(self).toOpaque()
     guard unsafe handles.library.functions.pointee.update_watch(handles.image, &handle, told, argument) >= 0 else {
       unsafe Unmanaged<RBDWatch>.fromOpaque(argument).release()
@@ -39,7 +39,7 @@ final class RBDWatch: @unchecked Sendable {
     image?.hasChanged()
   }
 
-  /// Tells this image, also of what has changed before.
+  /// Tells this image of changes, including earlier ones.
   func tell(_ image: RBDImage) {
     let hasChanged = told.withLock { told in
       told.image = image
@@ -48,7 +48,7 @@ final class RBDWatch: @unchecked Sendable {
     if hasChanged { image.hasChanged() }
   }
 
-  /// Nothing is told any more when this has returned. Once.
+  /// No notification comes after this has returned. To be called once.
   func end() {
     _ = unsafe handles.library.functions.pointee.update_unwatch(handles.image, handle)
     unsafe Unmanaged.passUnretained(self).release()

@@ -1,13 +1,13 @@
-/// Jobs that have something to do before anything completes: a queue's thread does a little of it each turn.
+/// Jobs that can go on before anything completes: the queue's thread does a few of them in each turn.
 
 /// At most as many entries as there are tags.
 struct Backlog {
-  /// Jobs that are tried again after a while.
+  /// Jobs that are retried after a while.
   private struct Rest {
     /// Nanoseconds.
     let period: UInt64
     private var line = Line<UInt32>()
-    /// When they are tried again; `Clock` nanoseconds, `nil` when there is none.
+    /// When they are retried, `Clock` nanoseconds; `nil` if there are none.
     private(set) var end: UInt64?
 
     init(period: UInt64) { self.period = period }
@@ -17,7 +17,7 @@ struct Backlog {
       end = end ?? now &+ period
     }
 
-    /// Those whose time has come.
+    /// Moves all of them to the ready ones if it is time to retry them.
     mutating func wake(now: UInt64, into ready: inout Line<UInt32>) {
       guard let end, now >= end else { return }
       self.end = nil
@@ -26,17 +26,17 @@ struct Backlog {
   }
 
   private var ready = Line<UInt32>()
-  /// The medium has no resources for them just now.
+  /// Jobs for which the medium has no resources at the moment.
   private var resting = Rest(period: 1_000_000)
-  /// They went well, and what was beside them has not been heard of yet.
+  /// Jobs that succeeded while the outcome of overlapping ones is not known yet.
   private var unheard = Rest(period: 100_000)
   private var waiting = Line<UInt32>()
 
-  /// There is work that needs no event.
+  /// Whether there are jobs that need no event to go on.
   var hasReady: Bool {
     @inline(__always) get { !ready.isEmpty }
   }
-  /// When those that rest are tried again; `Clock` nanoseconds.
+  /// When the resting jobs are retried, `Clock` nanoseconds.
   private(set) var restEnds: UInt64?
   var hasResting: Bool { restEnds != nil }
 

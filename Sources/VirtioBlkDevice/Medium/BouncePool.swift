@@ -1,8 +1,9 @@
-/// Aligned buffers for the rare transfer whose own buffers a medium does not take: a large one passes through piece by piece.
+/// Aligned buffers for the rare transfer whose own buffers the medium does not accept: a large one is bounced piece by piece.
 internal import Glibc
 internal import VirtioCore
 
-/// A few buffers for all queues of a worker, made when they are needed first. Who finds none waits for one to come back.
+/// A few buffers for all queues of a worker, allocated when they are first needed. A transfer that finds none waits until one
+/// is returned.
 @safe
 struct BouncePool: ~Copyable {
   /// Bytes of a buffer; larger than any alignment.
@@ -13,14 +14,14 @@ struct BouncePool: ~Copyable {
   private var buffers: [UnsafeMutablePointer<MemorySegment>] = unsafe []
   private var free: [Int] = []
 
-  /// - Parameter limit: buffers that there can be.
+  /// - Parameter limit: the most buffers that there can be.
   init(limit: Int = 16) { self.limit = limit }
 
   enum Taken {
     case buffer(Int)
     /// All are in use.
     case allTaken
-    /// There is no memory, not even for one.
+    /// There is not enough memory for even one.
     case noMemory
   }
 
@@ -39,23 +40,23 @@ struct BouncePool: ~Copyable {
 
   mutating func give(_ index: Int) { free.append(index) }
 
-  /// The buffer as an operation wants it. - Parameter bytes: at most `size`.
+  /// The buffer as a segment of an operation. - Parameter bytes: at most `size`.
   func segment(_ index: Int, bytes: Int) -> UnsafeMutablePointer<MemorySegment> {
     let segment = unsafe buffers[index]
     unsafe segment.pointee.count = bytes
     return unsafe segment
   }
 
-  /// Copies out of a transfer's segments, once. - Parameters:
+  /// Copies data from a transfer's segments, reading them once. - Parameters:
   ///   - skip: bytes from the transfer's beginning.
-  ///   - bytes: at most `size`, and what is left of the segments.
+  ///   - bytes: at most `size`, and at most what is left of the segments.
   func fill(_ index: Int, from operation: IOOperation, skipping skip: Int, bytes: Int) {
     unsafe walk(index, operation, skip, bytes) { buffer, guest, count in
       unsafe buffer.copyMemory(from: guest, byteCount: count)
     }
   }
 
-  /// Copies into a transfer's segments.
+  /// Copies data into a transfer's segments.
   func empty(_ index: Int, into operation: IOOperation, skipping skip: Int, bytes: Int) {
     unsafe walk(index, operation, skip, bytes) { buffer, guest, count in
       unsafe guest.copyMemory(from: buffer, byteCount: count)

@@ -1,10 +1,10 @@
-/// Threads that make the medium's calls, so that a queue's thread does not wait for them.
+/// Threads that make system calls to the medium, so that a queue's thread does not wait for them.
 internal import Dispatch
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Plain system calls, first come, first served. Results go to a board.
+/// Plain system calls, in the order in which they were added. Results are posted to a board.
 final class CallPool<Calls: MediumCalls>: Sendable {
   /// An operation with its pointer made sendable: its segments are not touched until it is finished.
   @safe
@@ -25,7 +25,7 @@ final class CallPool<Calls: MediumCalls>: Sendable {
   private let available = DispatchSemaphore(value: 0)
   private let threads = Mutex<[SystemThread]>([])
 
-  /// - Throws: not a single thread could be made. Some of them are enough.
+  /// - Throws: if not a single thread could be made. Fewer threads than `count` are enough.
   init(_ medium: Calls, board: CompletionBoard, threads count: Int) throws(Errno) {
     self.medium = medium
     self.board = board
@@ -49,7 +49,7 @@ final class CallPool<Calls: MediumCalls>: Sendable {
     available.signal()
   }
 
-  /// Ends the threads; nothing is in flight any more. The pool lives until they are gone.
+  /// Ends the threads; call it when nothing is in flight any more. The pool lives until they have ended.
   func end() {
     let threads = threads.withLock { list in
       defer { list = [] }

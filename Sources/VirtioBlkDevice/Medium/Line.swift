@@ -1,10 +1,10 @@
-/// First come, first served, for what is off the hot path: it grows to the longest line there ever was.
+/// A FIFO for use off the hot path: its memory grows to the greatest length that it ever had.
 
 struct Line<Element> {
   private var elements: [Element] = []
   private var first = 0
 
-  /// A word of its own: checking it does not touch the elements.
+  /// A separate word: checking it does not touch the elements.
   private(set) var isEmpty = true
 
   mutating func append(_ element: Element) {
@@ -21,7 +21,7 @@ struct Line<Element> {
       first = 0
       isEmpty = true
     } else if first >= 1024, first * 2 > elements.count {
-      // A line that never runs dry must not keep those who left it.
+      // A FIFO that is never empty must not keep the elements that have left it.
       elements.removeFirst(first)
       first = 0
     }

@@ -1,4 +1,4 @@
-/// Transfers that do not go as a whole: large ones, ones that fell short, ones through an aligned copy.
+/// Transfers that are not done in one piece: large ones, short ones, and those through an aligned copy.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
@@ -6,7 +6,7 @@ internal import VirtioCore
 extension Medium where Engine: ~Copyable {
   mutating func startPart(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>) -> Start {
     let part = unsafe job.pointee.takePart(min(job.pointee.left, Self.stepBytes))
-    // What began with a copy ends with it: its results are the copy's.
+    // A transfer that began with a bounce buffer ends with it: its results are about that buffer.
     if unsafe job.pointee.mustBounce || job.pointee.buffer > 0
       || facts.memoryMask != 0 && part.segmentCount > 0 && part.isMisaligned(facts.memoryMask)
     {
@@ -15,7 +15,7 @@ extension Medium where Engine: ~Copyable {
     return .outcome(engine.start(part, tag: tag))
   }
 
-  /// A part through an aligned buffer.
+  /// Transfers a part through an aligned buffer.
   private mutating func startCopy(
     _ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ part: IOOperation
   ) -> Start {
@@ -36,16 +36,16 @@ extension Medium where Engine: ~Copyable {
     copy.segmentCount = 1
     if part.kind == .write {
       unsafe buffers.fill(index, from: job.pointee.operation, skipping: Int(job.pointee.done), bytes: bytes)
-      // What was gone when it was copied is not written.
+      // If memory was lost while it was copied, the copy is not written.
       guard !memoryIsLost(tag) else { return .failed }
     }
     return .outcome(engine.start(copy, tag: tag))
   }
 
-  /// Accounts for a part that was transferred, or was not.
+  /// Accounts for a part that was transferred, or that failed.
   mutating func nextPart(_ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
     guard result >= 0 else {
-      // The medium asks for more alignment than it said: one attempt with a copy.
+      // The medium needs more alignment than it reported: one attempt with a copy.
       guard result == -EINVAL, facts.isDirect, unsafe job.pointee.buffer == 0 && !job.pointee.mustBounce else {
         return .failed
       }
@@ -53,9 +53,9 @@ extension Medium where Engine: ~Copyable {
       return .step
     }
     let isRead = unsafe job.pointee.operation.kind == .read
-    // Past the end of a file that was cut nothing is read.
+    // Nothing can be read past the end of a truncated file.
     if result == 0, isRead { return .failed }
-    // On from a whole block; transferring the same bytes twice changes nothing.
+    // Continue at a block boundary; transferring the same bytes twice changes nothing.
     var bytes = unsafe min(UInt32(result), job.pointee.part)
     if unsafe bytes < job.pointee.part { bytes &= ~UInt32(truncatingIfNeeded: facts.blockMask) }
     guard bytes > 0 else { return unsafe job.pointee.retry(atMost: Self.attempts) ? .step : .failed }

@@ -1,9 +1,9 @@
-/// Discarding and zeroing byte ranges, by whatever the medium can do.
+/// Discarding and zeroing byte ranges, with whatever operations the medium supports.
 internal import Glibc
 internal import VirtioCore
 
 extension Medium where Engine: ~Copyable {
-  /// The range's content does not matter any more. A medium that cannot make use of that does nothing (virtio 5.2.6.2).
+  /// Discards a range: its contents no longer matter. A medium that does not support that does nothing (virtio 5.2.6.2).
   mutating func discard(offset: UInt64, length: UInt64, tag: UInt32) -> JobProgress {
     guard length > 0 else { return .done }
     let kind = engine.takesDiscards ? IOOperation.Kind.blockDiscard : .punchHole
@@ -11,7 +11,7 @@ extension Medium where Engine: ~Copyable {
     return length <= Self.rangeStepBytes ? ask(job, tag) : begin(job, tag)
   }
 
-  /// The range reads as zeroes afterwards. - Parameter mayUnmap: its space may be given back.
+  /// Zeroes a range. - Parameter mayUnmap: its space may be deallocated.
   mutating func zero(offset: UInt64, length: UInt64, mayUnmap: Bool, tag: UInt32) -> JobProgress {
     guard length > 0 else { return .done }
     let method = ZeroMethod.first(
@@ -22,8 +22,8 @@ extension Medium where Engine: ~Copyable {
     return ask(job, tag)
   }
 
-  /// The range is overwritten with zeroes: no file system or device is asked to do it in a cleverer way, because those leave what
-  /// was there where it is.
+  /// Overwrites a range with zeroes. The faster operations of file systems and devices are not used, because they leave the old
+  /// data on the medium.
   mutating func erase(offset: UInt64, length: UInt64, tag: UInt32) -> JobProgress {
     guard length > 0 else { return .done }
     var job = MediumJob(.zero, unsafe IOOperation(kind: .write, offset: offset, length: length))
@@ -36,7 +36,7 @@ extension Medium where Engine: ~Copyable {
   mutating func startDiscard(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>) -> Start {
     let bytes = unsafe min(job.pointee.left, Self.rangeStepBytes)
     unsafe job.pointee.part = UInt32(truncatingIfNeeded: bytes)
-    // The kind is the block device's own call once it is known to be needed.
+    // The kind becomes the block device's own call once that turns out to be needed.
     return call(
       unsafe IOOperation(
         kind: job.pointee.operation.kind, offset: job.pointee.operation.offset &+ UInt64(job.pointee.done), length: bytes), tag)
@@ -46,7 +46,7 @@ extension Medium where Engine: ~Copyable {
     if result < 0 {
       guard Self.isRefusal(result) else { return .failed }
       guard facts.isBlockDevice, unsafe job.pointee.operation.kind == .punchHole else {
-        // It is advice: where the medium cannot follow it, nothing happens.
+        // A discard is a hint: if the medium does not support it, nothing happens.
         return .done
       }
       unsafe job.pointee.operation.kind = .blockDiscard
@@ -76,10 +76,10 @@ extension Medium where Engine: ~Copyable {
   mutating func nextZero(_ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
     let method = unsafe job.pointee.method
     if result < 0 {
-      // The range was punched, so it reads as zeroes; space for it is a courtesy.
+      // The range was punched, so it reads as zeroes; allocating space for it is optional.
       if method == .allocate { return unsafe nextStretch(job) }
       guard Self.isRefusal(result), method != .write else { return .failed }
-      // EINVAL is about this range (a block device with larger blocks, say), not about the medium.
+      // EINVAL is about this range (for example, on a block device with larger blocks), not about the medium.
       if result != -EINVAL {
         if method == .zeroRange { cannotZeroRange = true } else { cannotPunch = true }
       }
@@ -100,7 +100,7 @@ extension Medium where Engine: ~Copyable {
     }
   }
 
-  /// What was punched has its space back, or has none: on to what is left of the range.
+  /// The punched part has been allocated again, or could not be: continues with the rest of the range.
   private func nextStretch(_ job: UnsafeMutablePointer<MediumJob>) -> Next {
     unsafe job.pointee.method = .punchToAllocate
     return unsafe advance(job)
@@ -113,7 +113,7 @@ extension Medium where Engine: ~Copyable {
     return unsafe job.pointee.left == 0 ? .done : .step
   }
 
-  /// The medium does not know how, or not here.
+  /// The medium does not support the operation, at least not on this range.
   private static func isRefusal(_ result: Int32) -> Bool {
     result == -EOPNOTSUPP || result == -ENOSYS || result == -ENOTTY || result == -EINVAL
   }

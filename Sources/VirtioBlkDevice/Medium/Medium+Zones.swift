@@ -1,14 +1,15 @@
-/// What a worker waits for that is no operation of its engine's: a word of another worker, or a record of a disk's zones.
+/// Waiting for something other than an operation of the engine: a word from another worker, or a record of a disk's zones.
 internal import VirtioCore
 
 extension Medium where Engine: ~Copyable {
   /// Threads that write records.
   private static var recorderCount: Int { 1 }
 
-  /// Whom to give a word for a request. `expectWord` is due before the next event is asked for.
+  /// Where to post the word for a request. Call `expectWord` before the next event is taken.
   func waiter(_ tag: UInt32) -> ZoneWaiter { ZoneWaiter(board: board, tag: tag) }
 
-  /// An event with the tag comes when somebody gives the word, which may have happened already. What was prepared with the tag stays.
+  /// An event with the tag comes when the word is posted, which may have happened already. The operation prepared for the tag
+  /// is kept.
   func expectWord(_ tag: UInt32) {
     let job = unsafe jobs[tag]
     unsafe job.pointee.stage = .word
@@ -16,11 +17,11 @@ extension Medium where Engine: ~Copyable {
     unsafe job.pointee.sync = 0
   }
 
-  /// The word that came. Not a negative number.
+  /// The word that was posted; never negative.
   func word(_ tag: UInt32) -> UInt32 { unsafe jobs[tag].pointee.part }
 
-  /// The zones' states go to stable storage, as far as a ticket says; the word is 0 when they are there.
-  /// - Returns: false when nobody can do it.
+  /// Writes the record that a ticket stands for to stable storage; the word is 0 if that succeeded.
+  /// - Returns: false if there is no thread to do it.
   mutating func record(ticket: UInt32, tag: UInt32) -> Bool {
     guard let zones = facts.zones else { return false }
     if recorders == nil {

@@ -1,13 +1,14 @@
-/// What lies between virtio and an engine: byte ranges in, one answer each out, whatever the medium needs for it.
+/// The layer between virtio and an engine: byte ranges go in, and one answer for each comes out, whatever steps the medium
+/// needs.
 ///
-/// Here is all that is known of what a medium can do: alignment and copies into aligned buffers, short transfers, the end of a
-/// file, fallbacks for zeroing and discarding, calls that no engine takes, flush errors that stay.
+/// Everything that depends on what a medium supports is here: alignment and copies into aligned buffers, short transfers, the
+/// end of a file, fallbacks for zeroing and discarding, calls that no engine supports, sticky flush errors.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What became of a job when it was requested, or continued.
+/// The state of a job after it was requested, or continued.
 enum JobProgress {
   /// An event with its tag will come.
   case pending
@@ -24,20 +25,20 @@ enum MediumEvent {
   case mailbox
 }
 
-/// The medium as one worker has it: engine, jobs and buffers are used from its thread alone. What the queues of a disk share
+/// The medium as one worker sees it: engine, jobs and buffers are used only on its thread. What the queues of a disk share
 /// belongs to the image.
 @safe
 struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   static var stepBytes: UInt64 { Engine.stepBytes }
-  /// Bytes of data that a queue takes in one turn; then it is another's.
+  /// Bytes of data that a queue may take in one turn, before the next queue has its turn.
   static var turnBytes: Int { Int(stepBytes) }
-  /// Bytes that are discarded or zeroed at once without being written.
+  /// Bytes that are discarded or zeroed at once, unless zeroes have to be written.
   static var rangeStepBytes: UInt64 { 64 << 20 }
-  /// Attempts without progress.
+  /// The most attempts without progress.
   static var attempts: UInt8 { 4 }
-  /// Attempts after EAGAIN, each after a rest: a tenth of a second in all.
+  /// The most attempts after EAGAIN, each after a pause: a tenth of a second in all.
   static var patience: UInt8 { 100 }
-  /// Threads for calls that no engine takes.
+  /// Threads for calls that the engine does not support.
   private static var helpers: Int { 2 }
 
   let facts: MediumFacts
@@ -46,7 +47,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   var backlog = Backlog()
   var buffers = BouncePool()
   let counters: CounterBlock
-  /// What the medium turned out not to do.
+  /// Operations that the medium turned out not to support.
   var cannotPunch = false
   var cannotZeroRange = false
   /// What the backlog may still do in this turn, bytes.
@@ -54,16 +55,16 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   let board: CompletionBoard
   private var pool: CallPool<PlainIO>?
-  /// The mailbox rang, so that there may be something on the board.
+  /// The mailbox rang, so there may be something on the board.
   private var boardIsNews = false
   private var taken: [(tag: UInt32, result: Int32)] = []
 
   /// Guest memory by lane.
   private var memories: [GuestMemory?]
   private var length: FileLength
-  /// Flushes and stable writes in flight, where they have to be known.
+  /// Flushes and stable writes in flight, if they have to be tracked.
   var syncs: OwnSyncs?
-  /// Who writes down the states of zones.
+  /// The threads that record the states of zones.
   var recorders: CallPool<ZoneRecorder>?
 
   /// - Parameters:
@@ -91,14 +92,14 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   // MARK: Events
 
-  /// The next event, `nil` when there is none now. A little of the backlog is done on the way, as much as a turn may.
+  /// The next event; `nil` if there is none now. Also works on the backlog, as much as the turn allows.
   @inline(__always)
   mutating func nextEvent() -> MediumEvent? {
     while let event = engine.nextEvent() {
       switch event {
       case .completion(let tag, let result):
         let job = unsafe jobs[tag]
-        // A transfer is shorter than 2^31, so that 32 bits are all of its length, and none of a negative errno.
+        // A transfer is shorter than 2^31 bytes, so 32 bits hold its whole length, and no negative errno equals it.
         if unsafe job.pointee.stage == .whole
           && UInt32(bitPattern: result) == UInt32(truncatingIfNeeded: job.pointee.operation.length)
         {
@@ -122,10 +123,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     }
   }
 
-  /// What helpers finished, and what the backlog brings.
+  /// Events from what helpers finished, and from jobs in the backlog.
   @inline(never)
   private mutating func otherEvent() -> MediumEvent? {
-    // With the engine everything in flight is lost, including what helpers do.
+    // If the engine is lost, so is everything in flight, including what helpers do.
     if boardIsNews, pool != nil || facts.zones != nil, !engine.isLost {
       if taken.isEmpty { board.take(into: &taken) }
       while let (tag, result) = taken.popLast() {
@@ -139,32 +140,32 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return nil
   }
 
-  /// A turn begins: the backlog may do its part, and who rested for long enough is tried again.
+  /// Begins a turn: the backlog gets its allowance, and jobs that have rested long enough are retried.
   @inline(__always)
   mutating func beginTurn() {
     allowance = Self.stepBytes
     if backlog.hasResting { backlog.wakeRested(now: Clock.now) }
   }
 
-  /// Something in the thread's own hands took this much of the turn.
+  /// Something that the thread did itself took this much of the turn.
   mutating func spend(_ bytes: UInt64) { allowance -= min(allowance, bytes) }
 
-  /// There is work that needs no sleep.
+  /// There is something to do without waiting.
   var hasReady: Bool {
     @inline(__always) get { engine.hasFinished || backlog.hasReady }
   }
 
-  /// When a job that rests has to be tried again; `Clock` nanoseconds.
+  /// When a resting job has to be retried; `Clock` nanoseconds.
   var restEnds: UInt64? { backlog.restEnds }
 
   // MARK: Transfers
 
-  /// Reads into the operation's segments or writes them. They and the operation stay as they are until it is done.
+  /// Reads into the operation's segments, or writes from them. The segments and the operation must not change until it is done.
   ///
   /// - Parameter operation: a read or a write of whole blocks inside the medium, of 1 … `stepBytes` bytes.
   @inline(__always)
   mutating func transfer(_ operation: IOOperation, tag: UInt32) -> JobProgress {
-    // Where nothing is moved, nothing has to be aligned.
+    // An engine that moves no data needs no alignment.
     guard !Engine.movesData || !operation.isMisaligned(facts.memoryMask) else {
       prepare(operation, tag: tag)
       return transferPrepared(tag)
@@ -184,7 +185,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return .pending
   }
 
-  /// Writes down what is to be transferred: as numbers in their place, so that the way of most transfers needs no copy of it.
+  /// Stores the transfer in its job, field by field, so that the path of most transfers needs no copy of it.
   @inline(__always)
   func prepare(_ operation: IOOperation, tag: UInt32) {
     let job = unsafe jobs[tag]
@@ -192,10 +193,10 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     unsafe job.pointee.stage = .whole
   }
 
-  /// What was written down.
+  /// The operation that `prepare` stored.
   func prepared(_ tag: UInt32) -> IOOperation { unsafe jobs[tag].pointee.operation }
 
-  /// As `transfer` for what was written down: of any length, and in parts where it has to be.
+  /// Like `transfer`, for the stored operation: of any length, and in parts if necessary.
   @inline(never)
   mutating func transferPrepared(_ tag: UInt32) -> JobProgress {
     let operation = unsafe jobs[tag].pointee.operation
@@ -207,7 +208,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return UInt64(bitPattern: Int64(result)) == operation.length ? .done : goOn(tag, result)
   }
 
-  /// Asks once more, from its beginning, for a transfer that failed.
+  /// Retries a failed transfer from its beginning.
   mutating func transferAgain(_ tag: UInt32) -> JobProgress {
     begin(MediumJob(.parts, unsafe jobs[tag].pointee.operation), tag)
   }
@@ -215,14 +216,14 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   /// Bytes that a read has put into its segments so far, from the first one on, without a gap.
   func filled(_ tag: UInt32) -> UInt64 { unsafe jobs[tag].pointee.stage == .whole ? 0 : UInt64(jobs[tag].pointee.done) }
 
-  /// Everything that was written before is on stable storage when it is done.
+  /// When it is done, everything that was written before is on stable storage.
   mutating func flush(tag: UInt32) -> JobProgress {
     guard facts.flushFailed.loadRelaxed() == 0 else { return .failed }
     let job = MediumJob(.flush, unsafe IOOperation(kind: .flush))
     return syncs == nil ? ask(job, tag) : begin(job, tag)
   }
 
-  /// Asks for what is no transfer and, in most cases, done in one step: that of its operation.
+  /// Starts a job that is not a transfer and usually takes a single step: its operation.
   @inline(__always)
   mutating func ask(_ job: MediumJob, _ tag: UInt32) -> JobProgress {
     guard !engine.takesOnlyTransfers, allowance > 0 else {
@@ -241,7 +242,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     return .pending
   }
 
-  /// What a step that moves nothing counts as, compared with bytes that are moved.
+  /// What a step that moves no data counts for, in bytes of data.
   static func stepCost(_ bytes: UInt64) -> UInt64 { 4096 &+ bytes >> 6 }
 
   mutating func begin(_ job: MediumJob, _ tag: UInt32) -> JobProgress {
@@ -251,7 +252,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   // MARK: Steps
 
-  /// What follows from a result.
+  /// What to do after the result of a step.
   enum Next {
     /// Another step.
     case step
@@ -261,7 +262,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     case failed
   }
 
-  /// What became of a step when it was to be started.
+  /// The outcome of starting a step.
   enum Start {
     case outcome(IOOutcome)
     /// It continues when a buffer comes back.
@@ -269,9 +270,9 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     case failed
   }
 
-  /// Takes a job further. At most one step is done in the thread's own hands: what is left then goes to the backlog.
+  /// Continues a job. At most one step is executed by the thread itself; the rest goes to the backlog.
   ///
-  /// - Parameter result: what its last step came to; `nil` when there was none.
+  /// - Parameter result: the result of its last step; `nil`: there was none.
   @inline(never)
   mutating func goOn(_ tag: UInt32, _ result: Int32?) -> JobProgress {
     let job = unsafe jobs[tag]
@@ -293,7 +294,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     }
   }
 
-  /// - Returns: `nil` when another step is to follow at once.
+  /// - Returns: `nil` if another step follows at once.
   private mutating func settle(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ next: Next) -> JobProgress? {
     switch next {
     case .step: return nil
@@ -302,7 +303,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
       return .pending
     case .done: return unsafe job.pointee.sync == 0 ? end(job, .done) : waitForOthers(tag, job)
     case .failed:
-      // What a stable write or a flush in the page cache could not store, the kernel forgets.
+      // The kernel drops data from the page cache that a stable write or a flush failed to store.
       if !facts.isDirect, unsafe job.pointee.stage == .flush || job.pointee.operation.isDurable {
         facts.flushFailed.storeRelaxed(1)
       }
@@ -310,7 +311,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     }
   }
 
-  /// Gives back what the job had.
+  /// Releases what the job used.
   mutating func end(_ job: UnsafeMutablePointer<MediumJob>, _ progress: JobProgress) -> JobProgress {
     unsafe forgetSync(job)
     unsafe job.pointee.freePieces()
@@ -339,7 +340,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
 
   private mutating func next(_ tag: UInt32, _ job: UnsafeMutablePointer<MediumJob>, _ result: Int32) -> Next {
     if unsafe job.pointee.stage == .whole {
-      // Only the operation was written down. It continues from here in parts.
+      // Only the operation was stored. The job continues from here in parts.
       unsafe job.pointee = MediumJob(.parts, job.pointee.operation)
       unsafe job.pointee.part = UInt32(truncatingIfNeeded: job.pointee.operation.length)
     }
@@ -356,7 +357,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     }
   }
 
-  /// Starts what is no transfer: in the engine, or by a helper where the engine's ring takes nothing else.
+  /// Starts an operation that is not a transfer: in the engine, or on a helper if the engine does not support it.
   mutating func call(_ operation: IOOperation, _ tag: UInt32) -> Start {
     guard engine.takesOnlyTransfers || operation.kind == .blockDiscard && !engine.takesDiscards else {
       return .outcome(engine.start(operation, tag: tag))
@@ -375,19 +376,19 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
     engine.use(memory.untranslated)
   }
 
-  /// The lane has no job any more.
+  /// The lane has no jobs any more.
   mutating func forgetMemory(ofLane lane: Int) { memories[lane] = nil }
 
-  /// Some of the memory behind a job's segments is gone: what was read from there is not the driver's.
+  /// Whether some of the memory behind a job's segments is lost: what was read from it is not the driver's data.
   func memoryIsLost(_ tag: UInt32) -> Bool { memories[LaneContext.lane(of: tag)]?.hasFaulted ?? false }
 
-  /// Whether the length of the file has to be looked at, since it may be cut while it is open.
+  /// Whether the length of the file has to be checked, because it may be truncated while it is open.
   var canBeCut: Bool { !facts.isBlockDevice && !Engine.noticesCuts }
 
-  /// Whether the medium still has all these bytes, for what no engine notices.
+  /// Whether the medium still has all bytes before this offset, for cases that the engine does not notice.
   mutating func holds(end: UInt64) -> Bool { facts.isBlockDevice || length.holds(end: end) }
 
-  /// The file was as long as the disk when it was looked at.
+  /// Whether the file was as long as the disk when it was last checked.
   var isWhole: Bool { length.isFull }
 
   var systemCalls: UInt64 { engine.systemCalls &+ length.calls }

@@ -1,42 +1,42 @@
-/// What a medium remembers of one thing that was asked of it.
+/// What a medium remembers about one job.
 internal import SystemPackage
 internal import VirtioCore
 
-/// One transfer, flush, discard or zeroing on its way. All fields are plain numbers, and all zeroes is a valid value.
+/// One transfer, flush, discard or zeroing in progress. All fields are plain numbers, and all zeroes is a valid value.
 @safe
 struct MediumJob {
   enum Stage: UInt8 {
-    /// A transfer that was handed over as it is: if all of it is transferred, it is done.
+    /// A transfer that was submitted as it is: it is done if all of it was transferred.
     case whole
     /// A transfer that continues in parts.
     case parts
     case flush
     case discard
     case zero
-    /// Somebody else's word, which comes through the board.
+    /// A word from somebody else, which is posted to the board.
     case word
   }
 
-  /// What was requested. It stays as it is; `done` says how far it has come.
+  /// What was requested. It does not change; `done` says how much of it is done.
   var operation = unsafe IOOperation(kind: .read)
   var stage = Stage.whole
   /// How often the current part was retried without progress.
   var retries: UInt8 = 0
-  /// How the current range is zeroed, and whether space may be given back by it.
+  /// How the current range is zeroed, and whether that may deallocate its space.
   var method = ZeroMethod.punch
-  /// The medium did not take the buffers as they are: what is left goes through a copy.
+  /// The medium did not accept the buffers as they are: the rest goes through a copy.
   var mustBounce = false
-  /// It went well, and waits until the flushes and stable writes that were beside it have been heard of.
+  /// It succeeded, and waits for the results of concurrent flushes and stable writes.
   var waitsForOthers = false
-  /// Number of the buffer that it goes through + 1; 0: none.
+  /// The number of its bounce buffer, plus 1; 0: none.
   var buffer: Int32 = 0
   /// Bytes that are done.
   var done: UInt32 = 0
   /// Bytes of the part in flight.
   var part: UInt32 = 0
-  /// In `SyncLedger`: its own number, then the number of the last that it waits for; 0: it is no such call.
+  /// In `SyncLedger`: its own number, then the number of the last call that it waits for; 0: it is not such a call.
   var sync: UInt64 = 0
-  /// The pieces of that part, when they are not simply the operation's: `operation.segmentCount` long.
+  /// The pieces of that part, if they are not the operation's own segments; room for `operation.segmentCount`.
   var pieces: UnsafeMutablePointer<MemorySegment>?
 
   /// - Parameter stage: not `whole`, which needs nothing but the operation.
@@ -45,7 +45,7 @@ struct MediumJob {
     self.operation = operation
   }
 
-  /// Bytes that are not done.
+  /// Bytes that are left to do.
   var left: UInt64 { operation.length &- UInt64(done) }
 
   /// Counts an attempt that made no progress. - Returns: whether there may be another.
@@ -54,13 +54,13 @@ struct MediumJob {
     return retries < limit
   }
 
-  /// The next part, from what is left on, with pieces of its own.
+  /// The next part of what is left, with its own pieces.
   mutating func takePart(_ bytes: UInt64) -> IOOperation {
     part = UInt32(truncatingIfNeeded: bytes)
     var operation = operation
     operation.offset &+= UInt64(done)
     operation.length = bytes
-    // All of it needs no pieces of its own.
+    // The whole operation needs no separate pieces.
     guard let all = unsafe operation.segments, done > 0 || bytes < operation.length else { return operation }
     let pieces = unsafe pieces ?? .allocate(capacity: operation.segmentCount)
     unsafe self.pieces = pieces

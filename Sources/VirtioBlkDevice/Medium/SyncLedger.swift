@@ -1,17 +1,17 @@
-/// Flushes and stable writes that are in the kernel's hands, of all queues of an image.
+/// The flushes and stable writes of all queues of an image that are in progress in the kernel.
 internal import VirtioCore
 
-/// The kernel tells of a failed writeback once for each open file, to whichever of its callers asks first. So a call that
-/// went well says little while others are beside it: one of them may be about to bring the error. It counts when all that
-/// were in flight when it ended have been heard of.
+/// The kernel reports a failed writeback once for each open file, to whichever caller asks first. So the success of a call says
+/// little while others are in flight: one of them may be about to return the error. The call counts as successful once the
+/// results of all calls that were in flight when it ended are known.
 ///
-/// Words that are read and written without a lock: a count of calls, and for each worker the number of its oldest call that
-/// is not heard of yet. They live as long as the image.
+/// Words that are read and written without a lock: a count of calls, and for each worker the number of its oldest call whose
+/// result is not known yet. They live as long as the image.
 @safe
 struct SyncLedger: @unchecked Sendable {
   /// Threads that one device can have.
   static let workers = 256
-  /// The place of flushes that are not a worker's, one at a time.
+  /// The place of flushes that come from no worker, one at a time.
   static let operatorPlace = workers
   private static let places = workers + 1
   static var byteCount: Int { (places + 1) * MemoryLayout<UInt64>.stride }
@@ -32,18 +32,18 @@ struct SyncLedger: @unchecked Sendable {
   /// The last call that was numbered.
   var last: UInt64 { begun.loadAcquire() }
 
-  /// Says which of a worker's calls is the oldest that is not heard of. - Parameter number: 0 when there is none.
+  /// Publishes which of a worker's calls is the oldest whose result is not known. - Parameter number: 0 if there is none.
   func publish(_ number: UInt64, worker: Int) {
-    // Release: a failure that was heard of is written down before its call counts as heard of.
+    // Release: a failure is stored before the result of its call counts as known.
     oldest(worker).storeRelease(number)
     // Full: the call is known before it is made.
     fullFence()
   }
 
-  /// Whether every call up to this number has been heard of.
+  /// Whether the results of all calls up to this number are known.
   func isHeard(upTo number: UInt64) -> Bool {
     for worker in 0..<Self.places {
-      // Acquire: what was heard of (that it failed) is seen by who comes after.
+      // Acquire: whoever finds the result known also sees that the call failed.
       let first = oldest(worker).loadAcquire()
       if first != 0, first <= number { return false }
     }
@@ -72,7 +72,7 @@ struct OwnSyncs {
     return number
   }
 
-  /// A call was heard of. - Returns: what has to be heard of before it counts.
+  /// The result of a call is known. - Returns: the last call whose result must be known before this one counts.
   mutating func end(_ number: UInt64) -> UInt64 {
     if let index = numbers.firstIndex(of: number) {
       numbers.remove(at: index)
@@ -83,7 +83,7 @@ struct OwnSyncs {
 
   func isHeard(upTo number: UInt64) -> Bool { ledger.isHeard(upTo: number) }
 
-  /// Nothing more will be heard of any. - Returns: whether there were some.
+  /// The results of the others will never be known. - Returns: whether there were any.
   mutating func abandon() -> Bool {
     guard !numbers.isEmpty else { return false }
     numbers.removeAll(keepingCapacity: true)

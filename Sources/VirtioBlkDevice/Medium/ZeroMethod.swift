@@ -1,11 +1,11 @@
 /// The ways in which a range can be made to read as zeroes, best first.
 
 enum ZeroMethod: UInt8 {
-  /// Give the space back; only where the driver allows it.
+  /// Deallocate the space; only if the driver allows it.
   case punch
   /// Keep the space, mark it as unwritten.
   case zeroRange
-  /// Give the space back and take it again, for file systems that know no unwritten ranges (tmpfs).
+  /// Deallocate the space and allocate it again, for file systems without unwritten extents (tmpfs).
   case punchToAllocate
   case allocate
   /// Write zeroes, as any medium can.

@@ -1,12 +1,12 @@
-/// Answers whose time is still to be written down: those of requests that came together are one entry, so that another one
-/// costs a comparison and an addition.
+/// Answers whose times are still to be recorded: those of requests that arrived together share an entry, so that one more costs
+/// a comparison and an addition.
 
-/// When a request came and of what kind it is, in one word.
+/// When a request arrived and what kind it is, in one word.
 struct ArrivalWord: Equatable {
   private static let kindBits: UInt64 = 4
-  /// Before every request where no times are kept: with it all transfers are alike.
+  /// For every request if no times are recorded: all transfers then look alike.
   static let none = ArrivalWord(raw: 1)
-  /// The same if they have to be distinguished.
+  /// The same if transfers have to be distinguished.
   static let untimed = ArrivalWord(time: 0)
   /// No request has it.
   static let never = ArrivalWord(raw: .max)
@@ -18,7 +18,7 @@ struct ArrivalWord: Equatable {
   /// - Parameter time: of a `TickClock`.
   init(time: UInt64) { raw = time &<< Self.kindBits }
 
-  /// The same moment, and a kind.
+  /// The same moment, with a kind.
   @inline(__always)
   func with(_ kind: ArrivalKind) -> ArrivalWord { ArrivalWord(raw: raw | kind.bits) }
 
@@ -28,7 +28,7 @@ struct ArrivalWord: Equatable {
   var isTransfer: Bool { raw & ArrivalKind.other == 0 }
 }
 
-/// A `RequestKind` as a few bits of a word, which are at hand where a transfer is taken.
+/// A `RequestKind` as a few bits of a word, which are at hand when a transfer is popped.
 struct ArrivalKind {
   fileprivate static let other: UInt64 = 8
   fileprivate let bits: UInt64
@@ -36,10 +36,10 @@ struct ArrivalKind {
   @inline(__always)
   private init(bits: UInt64) { self.bits = bits }
 
-  /// One instruction each, wherever a request is taken.
+  /// One instruction each, wherever a request is popped.
   static var read: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 0) } }
   static var write: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 1) } }
-  /// A write that is never answered plainly.
+  /// A write whose answer is never plain.
   static var zonedWrite: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 1 | other) } }
   static var flush: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 2 | other) } }
   static var discard: ArrivalKind { @inline(__always) get { ArrivalKind(bits: 3 | other) } }
@@ -59,16 +59,16 @@ struct AnswerRuns: ~Copyable {
   private static let capacity = 64
   typealias Run = (arrival: ArrivalWord, count: UInt64)
 
-  /// What a transfer of the present run has that needs nothing but its status and its used element.
+  /// The arrival of plain transfers of the present run: those that need only a status and a used element.
   private var plain: ArrivalWord
-  /// The run that grows, which the last answer belongs to.
+  /// The present run, to which the last answer belongs.
   private var arrival = ArrivalWord.never
   private var count: UInt64 = 0
-  /// Those before it.
+  /// The runs before it.
   private let runs: UnsafeMutablePointer<Run>
   private var closed = 0
 
-  /// - Parameter plain: where nothing is written down: what all plain transfers have.
+  /// - Parameter plain: if nothing is recorded: the arrival of all plain transfers.
   init(plain: ArrivalWord = .never) {
     self.plain = plain
     unsafe runs = .allocate(capacity: Self.capacity)
@@ -77,12 +77,12 @@ struct AnswerRuns: ~Copyable {
 
   var isEmpty: Bool { count == 0 }
 
-  /// No answer is plain before one is added as that.
+  /// No answer is plain until one is added as plain.
   mutating func stopPlain() { plain = .never }
-  /// Where nothing is written down: all plain transfers are again.
+  /// If nothing is recorded: all plain transfers are plain again.
   mutating func startPlain() { plain = ArrivalWord.none.with(.read) }
 
-  /// Counts the answer to a plain transfer of the present run. - Returns: false when it is something else.
+  /// Counts the answer to a plain transfer of the present run. - Returns: false if it is something else.
   @inline(__always)
   mutating func extendPlain(_ arrival: ArrivalWord) -> Bool {
     guard arrival == plain else { return false }
@@ -90,7 +90,7 @@ struct AnswerRuns: ~Copyable {
     return true
   }
 
-  /// Counts any answer. - Returns: false when there is no room: then all has to be taken first.
+  /// Counts any answer. - Returns: false if there is no room: call `takeAll` first.
   mutating func add(_ arrival: ArrivalWord, isPlain: Bool) -> Bool {
     if arrival != self.arrival {
       guard closed < Self.capacity else { return false }
@@ -106,7 +106,7 @@ struct AnswerRuns: ~Copyable {
     return true
   }
 
-  /// Takes all of them. What comes next begins a new run.
+  /// Takes all of them. The next answer begins a new run.
   ///
   /// - Returns: how many there were.
   mutating func takeAll(_ each: (Run) -> Void) -> UInt64 {

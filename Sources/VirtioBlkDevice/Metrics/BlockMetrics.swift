@@ -1,6 +1,6 @@
-/// What a disk has done and how long it took: for those who watch it.
+/// What a disk has done and how long it took, for monitoring.
 
-/// What a request asks for, as its times are kept. `ArrivalKind` has the same numbers.
+/// The kinds of requests whose times are recorded separately. `ArrivalKind` has the same numbers.
 public enum RequestKind: Int, CaseIterable, Sendable {
   /// IN.
   case read
@@ -12,27 +12,27 @@ public enum RequestKind: Int, CaseIterable, Sendable {
   case discard
   /// WRITE_ZEROES.
   case writeZeroes
-  /// GET_ID, types that no device knows, and requests without a whole header.
+  /// GET_ID, GET_LIFETIME, SECURE_ERASE, zone commands and reports, unknown types, and requests without a whole header.
   case other
 }
 
-/// Figures of one disk since it was made, all queues together. They are read while queues run, word by word: each is exact, and
+/// Figures of one disk since it was made, all queues together. They are read word by word while queues run: each is exact, but
 /// two of them may be a few requests apart.
 public struct BlockMetrics: Hashable, Sendable {
-  /// What was requested and what became of it.
+  /// What was requested, and how it ended.
   public var counters = BlockCounters()
   /// How long requests took, by kind: from popping one to publishing its answer, whatever the answer was. Empty if times are
   /// not recorded.
   ///
-  /// The time is read once for each batch, so that each may be wrong by as long as a turn of the queue's thread takes, or what
-  /// 32 requests take with an engine that copies itself.
+  /// The time is read once for each batch, so each may be off by the length of one turn of the queue's thread, or by the time
+  /// of 32 requests with an engine that does the copying itself.
   public var latencies: [RequestKind: LatencyHistogram] = [:]
-  /// Requests that were popped and are not answered, one number for each queue. Empty if times are not recorded.
+  /// Requests popped and not yet answered, one number for each queue. Empty if times are not recorded.
   public var depths: [Int] = []
 
-  /// Nothing was done yet.
+  /// Of a disk that has not done anything yet.
   public init() {}
 
-  /// Requests popped and not yet answered.
+  /// Requests popped and not yet answered, all queues together.
   public var depth: Int { depths.reduce(0, +) }
 }

@@ -1,10 +1,10 @@
-/// How many requests took how long.
+/// A histogram of latencies.
 
 /// Counts by ranges of time. A range is at most 1/32 of its lower bound wide, so that its middle is within 1.6 % of every time
-/// in it; below 64 ns it is 1 ns, and times from 2^40 ns (18 minutes) on count as the longest.
+/// in it; below 64 ns it is 1 ns wide. Times from 2^40 ns (18 minutes) on share the last range.
 ///
 /// The bounds are the same in every histogram of every process, and counts never shrink: two of them can be added, and a later
-/// one less an earlier one is what happened in between.
+/// one minus an earlier one is what happened in between.
 public struct LatencyHistogram: Hashable, Sendable {
   /// A range of time and how many requests took that long.
   public struct Bucket: Hashable, Sendable {
@@ -17,19 +17,19 @@ public struct LatencyHistogram: Hashable, Sendable {
     public var middle: UInt64 { range.lowerBound + (range.upperBound - 1 - range.lowerBound) / 2 }
   }
 
-  /// All requests of this kind together, nanoseconds.
+  /// The time of all requests together, nanoseconds.
   public private(set) var sum: UInt64 = 0
   /// The number of the first of `counts`.
   private var first = 0
   private var counts: [UInt64] = []
 
-  /// Of no request.
+  /// An empty histogram.
   public init() {}
 
-  /// Requests.
+  /// The number of requests.
   public var count: UInt64 { counts.reduce(0, &+) }
 
-  /// What a request took on average, nanoseconds; `nil` when there was none.
+  /// The average time of a request, nanoseconds; `nil` if there was none.
   public var mean: Double? {
     let count = count
     return count > 0 ? Double(sum) / Double(count) : nil
@@ -42,7 +42,7 @@ public struct LatencyHistogram: Hashable, Sendable {
     }
   }
 
-  /// The time within which this part of all requests was answered, nanoseconds; `nil` when there was none.
+  /// The time within which this part of all requests was answered, nanoseconds; `nil` if there was none.
   ///
   /// - Parameter part: 0 … 1: 0.99 for the 99th percentile.
   public func quantile(_ part: Double) -> UInt64? {
@@ -57,24 +57,24 @@ public struct LatencyHistogram: Hashable, Sendable {
     return buckets.last?.middle
   }
 
-  /// Requests that took at most so long, nanoseconds: those of the ranges that end there or before.
+  /// Requests that took at most this long, nanoseconds: those in ranges that end there or earlier.
   public func count(within limit: UInt64) -> UInt64 {
     buckets.reduce(0) { $1.range.upperBound - 1 <= limit ? $0 &+ $1.count : $0 }
   }
 
-  /// Adds requests that took so long, nanoseconds.
+  /// Adds requests that took this long, nanoseconds.
   public mutating func add(_ nanoseconds: UInt64, count: UInt64 = 1) {
     add(bucket: LatencyScale.bucket(of: nanoseconds), count)
     sum &+= nanoseconds &* count
   }
 
-  /// Adds another one's requests.
+  /// Adds the requests of another histogram.
   public mutating func add(_ other: LatencyHistogram) {
     for place in other.counts.indices where other.counts[place] > 0 { add(bucket: other.first + place, other.counts[place]) }
     sum &+= other.sum
   }
 
-  /// What was added since an earlier state of the same histogram; all of it, where the other is no earlier state.
+  /// What was added since an earlier state of the same histogram; all of it, if the other is not an earlier state.
   public func since(_ earlier: LatencyHistogram) -> LatencyHistogram {
     var result = self
     for place in earlier.counts.indices where earlier.counts[place] > 0 {
@@ -111,7 +111,7 @@ enum LatencyScale {
   @inline(__always)
   static func bucket(of nanoseconds: UInt64) -> Int {
     let value = min(nanoseconds, longest)
-    // The highest bit and the five below it say which one it is.
+    // The highest bit and the five below it select the bucket.
     let shift = max(0, 63 - bits - (value | 1).leadingZeroBitCount)
     return shift &<< bits &+ Int(truncatingIfNeeded: value &>> UInt64(shift))
   }

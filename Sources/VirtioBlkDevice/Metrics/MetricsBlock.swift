@@ -1,4 +1,4 @@
-/// Where a worker writes down how long requests took: memory of the device's, without a lock, as the counters are.
+/// Where a worker records how long requests took: memory that belongs to the device, without a lock, like the counters.
 internal import SystemPackage
 internal import VirtioCore
 
@@ -14,16 +14,16 @@ struct MetricsBlock: @unchecked Sendable {
   private let lanes: Int
 
   /// - Parameters:
-  ///   - base: zeroed memory of `wordCount(lanes:)` words, which stays.
-  ///   - workers: of the device, which share its queues alternately.
-  ///   - lanes: queues that this one may have.
+  ///   - base: zeroed memory of `wordCount(lanes:)` words, which outlives this value.
+  ///   - workers: workers of the device, among which its queues are divided in turn.
+  ///   - lanes: the most queues that this worker may have.
   fileprivate init(_ base: UnsafeMutablePointer<UInt64>, workers: Int, lanes: Int) {
     unsafe self.base = base
     self.workers = workers
     self.lanes = lanes
   }
 
-  /// Words of 8 bytes; whole pages, so that what is never written is never there.
+  /// Words of 8 bytes; whole pages, so that pages that are never written to are never allocated.
   static func wordCount(lanes: Int) -> Int {
     let words = headWords * kinds + lanes + kinds * LatencyScale.bucketCount
     return (words + 511) & ~511
@@ -35,14 +35,14 @@ struct MetricsBlock: @unchecked Sendable {
   private func head(_ kind: Int) -> Int { kind &* Self.headWords }
   private func buckets(_ kind: Int) -> Int { Self.headWords * Self.kinds + lanes + kind &* LatencyScale.bucketCount }
 
-  /// Requests of a kind took so long. Only the owning worker calls this.
+  /// Requests of a kind took this long. Only the owning worker calls this.
   func record(_ kind: Int, nanoseconds: UInt64, count: UInt64) {
     let bucket = LatencyScale.bucket(of: nanoseconds)
     let head = head(kind)
     let name = UInt64(bucket) &+ 1
     let first = word(head + 1)
     let last = word(head + 2)
-    // Bounds first: who reads looks at no more than these.
+    // Bounds first: readers look at nothing outside them.
     if first.loadRelaxed() == 0 || name < first.loadRelaxed() { first.storeRelaxed(name) }
     if name > last.loadRelaxed() { last.storeRelaxed(name) }
     let cell = word(buckets(kind) + bucket)
@@ -54,7 +54,7 @@ struct MetricsBlock: @unchecked Sendable {
   /// Where the number of requests in flight on a queue of this worker is recorded.
   func depth(ofQueue queue: Int) -> SharedCell<UInt64> { word(Self.headWords * Self.kinds + queue / workers) }
 
-  /// Adds what is written down for a kind.
+  /// Adds what is recorded for a kind.
   func add(_ kind: RequestKind, to histogram: inout LatencyHistogram) {
     let head = head(kind.rawValue)
     let (first, last) = (Int(word(head + 1).loadRelaxed()), Int(word(head + 2).loadRelaxed()))
@@ -77,8 +77,8 @@ final class MetricsArea: @unchecked Sendable {
   private let queueCount: Int
 
   /// - Parameters:
-  ///   - workers: at most as many as queues; queue q is the worker's with the number q % workers.
-  /// - Throws: no memory.
+  ///   - workers: at most as many as queues; queue q belongs to worker q % workers.
+  /// - Throws: if there is not enough memory.
   init(queueCount: Int, workers: Int) throws(Errno) {
     let lanes = (queueCount + workers - 1) / workers
     let words = MetricsBlock.wordCount(lanes: lanes)
@@ -89,7 +89,7 @@ final class MetricsArea: @unchecked Sendable {
     self.queueCount = queueCount
   }
 
-  /// Adds all that is written down.
+  /// Adds everything that is recorded.
   func read(into metrics: inout BlockMetrics) {
     for kind in RequestKind.allCases {
       var histogram = LatencyHistogram()

@@ -1,23 +1,23 @@
-/// A clock that is read once with every batch of requests: what the system's clock costs would be seen there.
+/// A clock that is read once for every batch of requests, where the cost of the system's clock would be noticeable.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// Counts the CPU's ticks where the kernel itself takes its time from them, and nanoseconds elsewhere.
+/// Counts the CPU's ticks if the kernel itself keeps time with them, and nanoseconds otherwise.
 struct TickClock: Sendable {
-  /// How long the ticks are compared with the system's clock: once in a process, when its first disk is made.
+  /// How long the ticks are compared with the system's clock, once per process, when its first disk is made.
   private static let comparison: UInt32 = 2000  // microseconds
 
   private let countsTicks: Bool
   /// Nanoseconds of a tick, in parts of 2^32.
   private let factor: UInt64
 
-  /// Only differences mean anything. Two CPUs may differ a little, so one may be negative.
+  /// Only differences have a meaning. Two CPUs may differ a little, so a difference may be negative.
   var now: UInt64 {
     @inline(__always) get { countsTicks ? clinux_ticks() : Clock.now }
   }
 
-  /// How long it is from one reading to another, nanoseconds; 0 where the second one is not later.
+  /// The time between two readings, nanoseconds; 0 if the second one is not later.
   func nanoseconds(from start: UInt64, to end: UInt64) -> UInt64 {
     guard end > start else { return 0 }
     let (high, low) = (end &- start).multipliedFullWidth(by: factor)
@@ -32,7 +32,7 @@ struct TickClock: Sendable {
     let second = pair()
     guard second.ticks > first.ticks, second.time > first.time else { return system }
     let factor = Double(second.time &- first.time) / Double(second.ticks &- first.ticks) * 0x1p32
-    // Between 10 MHz and 100 GHz; anything else is no CPU that we know.
+    // Between 10 MHz and 100 GHz; no CPU that we know is outside that range.
     guard factor > 0x1p32 / 100, factor < 0x1p32 * 100 else { return system }
     return TickClock(countsTicks: true, factor: UInt64(factor))
   }()
@@ -48,7 +48,7 @@ struct TickClock: Sendable {
     return name == "tsc" || name == "arch_sys_counter"
   }
 
-  /// Both clocks at one moment: of some attempts the one that nothing came between.
+  /// Both clocks at one moment: the attempt with the least delay between the readings.
   private static func pair() -> (ticks: UInt64, time: UInt64) {
     var best = (ticks: UInt64(0), time: UInt64(0))
     var width = UInt64.max

@@ -1,4 +1,4 @@
-/// A disk that a tool copies to, piece by piece.
+/// The disk that a tool copies to, piece by piece.
 internal import Glibc
 internal import Qcow2
 internal import SystemPackage
@@ -7,12 +7,12 @@ internal import VirtioCore
 /// A raw file or a chain of qcow2 images, open for writing and locked.
 struct DiskTarget {
   let image: ImageFile
-  /// Of a raw file.
+  /// Used for a raw file.
   private let calls: Qcow2Calls
 
   /// - Parameters:
-  ///   - location: what `path` is the top of; `nil`: it is raw.
-  ///   - witness: is told of every call that changes the file, for tests.
+  ///   - location: the chain of which `path` is the top; `nil`: it is raw.
+  ///   - witness: observes every call that changes the file, for tests.
   init(path: String, _ location: Qcow2Location?, witness: (any Qcow2Witness)?) throws(ImageToolFailure) {
     var options = ImageOptions(path: path, direct: .off, format: location == nil ? .raw : .auto)
     options.qcow2 = location
@@ -47,10 +47,10 @@ struct DiskTarget {
     return chain.performAll(operation)
   }
 
-  /// A raw file gets longer.
+  /// Extends a raw file.
   func extend(to size: UInt64) -> Int32 { calls.put([0], at: size - 1) }
 
-  /// Everything is stable afterwards. - Returns: 0, or a negative errno.
+  /// Makes everything stable. - Returns: 0, or a negative errno.
   func flush() -> Int32 {
     guard let chain = image.chain else { return calls.sync() }
     return chain.perform(unsafe IOOperation(kind: .flush))

@@ -7,13 +7,13 @@ internal import VirtioCore
 enum Qcow2Call: Sendable, Equatable {
   case store(offset: UInt64, [UInt8])
   case zero(offset: UInt64, count: UInt64)
-  /// What was stored there is stable, whatever else is not.
+  /// What was stored at this offset becomes stable; nothing is said about anything else.
   case stable(offset: UInt64, [UInt8])
   case sync
   case cut(length: UInt64)
 }
 
-/// Observes calls, for tests. One call at a time, in the order in which they take effect.
+/// Observes calls, for tests: one call at a time, in the order in which they take effect.
 protocol Qcow2Witness: AnyObject, Sendable {
   /// - Parameter perform: executes it; returns bytes, 0, or a negative errno.
   /// - Returns: the result of `perform`.
@@ -62,10 +62,10 @@ struct Qcow2Calls: Sendable {
     }
   }
 
-  /// Makes what was stored before stable, and nothing else: other data that is in the page cache may be much, and none of
-  /// it is waited for.
+  /// Makes what was stored before stable, and nothing else: there may be much other data in the page cache, and this does not
+  /// wait for it.
   ///
-  /// - Parameter bytes: those that were stored; they are stored again, because that is how one waits for a part of a file.
+  /// - Parameter bytes: those that were stored; they are stored again, because that is the way to wait for a part of a file.
   /// - Returns: 0, or a negative errno, after which it is unknown what is stable.
   func makeStable(_ bytes: [UInt8], at offset: UInt64) -> Int32 {
     perform(.stable(offset: offset, bytes)) {
@@ -82,7 +82,7 @@ struct Qcow2Calls: Sendable {
         }
         let error = count < 0 ? errno : EIO
         if error == EINTR { continue }
-        // Then everything has to be waited for.
+        // Without this flag, the whole file has to be flushed.
         guard error == EOPNOTSUPP || error == ENOSYS || error == EINVAL else { return -Int(error) }
         return Int(plainSync())
       }

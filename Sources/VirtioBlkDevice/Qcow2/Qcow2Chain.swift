@@ -22,8 +22,8 @@ struct Qcow2Chain {
   /// - Parameter top: the image itself, open and locked.
   /// - Parameters:
   ///   - isReadOnly: otherwise the image is written to, and its file is open for writing; those below it are only read.
-  ///   - witness: is informed of writes.
-  /// - Throws: why it cannot be a disk.
+  ///   - witness: observes writes.
+  /// - Throws: why it cannot be used as a disk.
   static func open(
     _ location: Qcow2Location, _ format: ImageFormat = .qcow2, top: OwnedDescriptor, isLocked: Bool, isReadOnly: Bool = true,
     witness: (any Qcow2Witness)? = nil
@@ -44,7 +44,7 @@ struct Qcow2Chain {
     self.isReadOnly = isReadOnly
   }
 
-  /// Opens an image that a user named, and what is under it as far as it is below a folder, to be read.
+  /// Opens an image that a user named, and those backing files that are below a folder, for reading.
   static func open(_ path: String, _ format: ImageFormat, folder: String?) throws(Qcow2Failure) -> Qcow2Disk {
     var location = Qcow2Location(path: path)
     location.folder = folder
@@ -52,7 +52,7 @@ struct Qcow2Chain {
     return try open(location, format, top: try chain.open(path, isGiven: true), isLocked: true)
   }
 
-  /// An image without what is under it, to be read.
+  /// An image without its backing files, for reading.
   ///
   /// - Parameter file: open, and locked.
   static func top(_ file: OwnedDescriptor, _ header: Qcow2Header, _ path: String) throws(Qcow2Failure) -> Qcow2Layer {
@@ -204,7 +204,8 @@ struct Qcow2Chain {
     return try check(descriptor, path, isGiven: isGiven)
   }
 
-  /// Takes a descriptor if it can be that of an image. - Parameter isGiven: the user named it, so it may be a block device.
+  /// Takes ownership of a descriptor, and checks that it can be an image. - Parameter isGiven: the user named it, so it may be
+  /// a block device.
   private mutating func check(_ descriptor: Int32, _ path: String, isGiven: Bool) throws(Qcow2Failure) -> OwnedDescriptor {
     let owned = OwnedDescriptor(descriptor)
     var info = stat()

@@ -1,29 +1,29 @@
-/// What an overlay has goes into its backing file.
+/// Commits an overlay: writes its contents into its backing file.
 internal import Glibc
 internal import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
-/// How far a tool is: bytes of the disk, of how many.
+/// The progress of a tool: bytes of the disk that are done, and the size of the disk.
 public typealias ToolProgress = (_ done: UInt64, _ size: UInt64) -> Void
 
-/// Writes what an overlay has into its backing file.
+/// Writes the contents of an overlay into its backing file.
 ///
-/// The overlay is the same disk at every moment. Until everything is stable in the backing file, it keeps what it has, and what
-/// it has hides what is under it; only then it is emptied, at once (`ImageRevision`).
+/// The overlay is the same disk at every moment. Until everything is stable in the backing file, it keeps its contents, which
+/// hide those of the backing file; only then is it emptied, atomically (`ImageRevision`).
 public enum Qcow2Commit {
   /// How much is copied at once, bytes.
   static let step: UInt64 = 1 << 20
 
   /// - Parameters:
-  ///   - location: of the overlay; its first backing file, which is written to, has to be named in it.
-  ///   - keepsOverlay: it is not emptied.
-  ///   - progress: is told now and then.
+  ///   - location: that of the overlay; it has to name the first backing file, which is written to.
+  ///   - keepsOverlay: the overlay is not emptied.
+  ///   - progress: is called now and then.
   public static func run(
     _ location: Qcow2Location, keepsOverlay: Bool, progress: ToolProgress
   ) throws(ImageToolFailure) { try run(location, keepsOverlay: keepsOverlay, witnesses: (nil, nil), progress: progress) }
 
-  /// - Parameter witnesses: are told of every call that changes the overlay, and the backing file.
+  /// - Parameter witnesses: observe every call that changes the overlay or the backing file.
   static func run(
     _ location: Qcow2Location, keepsOverlay: Bool,
     witnesses: (overlay: (any Qcow2Witness)?, base: (any Qcow2Witness)?), progress: ToolProgress
@@ -42,7 +42,7 @@ public enum Qcow2Commit {
     if base.format == .raw, let more = location.backing.dropFirst().first {
       throw .image(.qcow2(.nothingUnder(path: base.path, given: more.path)))
     }
-    // Before anything of it gets into the base.
+    // Before any of it gets into the base.
     try editor.examine()
     let layer: Qcow2Layer
     do throws(Qcow2Failure) {
@@ -63,16 +63,16 @@ public enum Qcow2Commit {
       guard result == 0 else { throw .baseTooSmall(path: base.path, Errno(rawValue: -result)) }
     }
     try copy(layer, path, to: target, progress)
-    // Before the overlay lets go of it.
+    // Before the overlay is emptied.
     let flushed = target.flush()
     guard flushed == 0 else { throw .cannotStore(path: base.path, Errno(rawValue: -flushed)) }
     target.image.finish()
     if !keepsOverlay { try editor.empty() }
-    // Until here nobody else may have the overlay.
+    // Nobody else may open the overlay before this point.
     withExtendedLifetime(editor) {}
   }
 
-  /// A base that is a qcow2 image is examined, and gets longer if it is too short.
+  /// Examines a base that is a qcow2 image, and extends it if it is too short.
   private static func prepare(
     _ base: Qcow2Location, for size: UInt64, _ witness: (any Qcow2Witness)?
   ) throws(ImageToolFailure) {
@@ -83,7 +83,7 @@ public enum Qcow2Commit {
       do throws(Qcow2Failure) {
         chain = try Qcow2Chain.open(base, top: editor.descriptor, isLocked: true)
       } catch { throw DiskTarget.failure(.qcow2(error), base.path) }
-      // What is under the next one ends where that does.
+      // The disk under the base ends where its topmost image does.
       try editor.grow(to: size, over: chain.layers.dropFirst().first?.size ?? 0)
     }
     withExtendedLifetime(editor) {}
@@ -92,7 +92,7 @@ public enum Qcow2Commit {
   private static func copy(
     _ layer: Qcow2Layer, _ path: String, to target: DiskTarget, _ progress: ToolProgress
   ) throws(ImageToolFailure) {
-    // The overlay alone: what it does not have is not asked for.
+    // The overlay alone: what it does not contain is skipped.
     let disk = Qcow2Disk([layer], isInMemory: false)
     var offset: UInt64 = 0
     while offset < layer.size {

@@ -1,17 +1,17 @@
-/// Writing to a disk of qcow2 images: in place where the disk has a cluster for itself, otherwise to a new cluster.
+/// Writing to a disk of qcow2 images: in place if the disk has a cluster to itself, otherwise to a new cluster.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
 internal import VirtioCore
 
 extension Qcow2Disk {
-  /// How many clusters are allocated together, and wait together.
+  /// How many clusters are allocated together, with one wait for all.
   private static let batch: UInt64 = 16
 
-  /// - Returns: as `perform`.
+  /// - Returns: the same as `perform`.
   func change(_ operation: IOOperation, _ writer: Qcow2Writer) -> Int32 {
     var result: Int32
-    // A read may have detected it.
+    // A read may have detected that the image is damaged.
     guard !layers[0].contradictsItself else {
       writer.markCorrupt()
       return -EIO
@@ -35,7 +35,7 @@ extension Qcow2Disk {
   private func write(_ operation: IOOperation, _ writer: Qcow2Writer) -> Int32 {
     guard let segments = unsafe operation.segments else { return 0 }
     let first = layers[0].look(at: operation.offset, limit: operation.length, mayWait: true)
-    // All of it lies together, as nearly always.
+    // All of it is contiguous, as nearly always.
     if case .data(let place) = first.kind, first.isOwn, first.count == operation.length {
       let vectors = unsafe UnsafeRawPointer(segments).assumingMemoryBound(to: iovec.self)
       let done = unsafe writer.calls.write(vectors, operation.segmentCount, at: place)
@@ -53,7 +53,7 @@ extension Qcow2Disk {
       case .notLoaded, .failed: result = -EIO
       case .data(let place) where piece.isOwn: result = source.write(writer.calls, at: place, count: Int(count))
       case .absent, .zero, .data, .compressed:
-        // As far as these clusters reach, whatever follows.
+        // Up to the end of this batch of clusters, whatever comes after it.
         let size = layers[0].clusterSize
         let end = (offset / size &+ Self.batch) &* size
         count = min(left, end &- offset)
@@ -92,7 +92,7 @@ extension Qcow2Disk {
         result = fill(offset..<end, number, writer, &source, &pending, &mustSync)
         offset = end
       }
-      // What was not acknowledged may or may not be there: whatever can be mapped is mapped.
+      // Unacknowledged data may or may not be there, so whatever can be mapped is mapped.
       if result == 0, mustSync { result = writer.sync() }
       for entry in pending {
         let base = entry.number &* size
@@ -109,7 +109,7 @@ extension Qcow2Disk {
   }
 
   /// Writes to one cluster, which the caller has locked. If it cannot be written in place, a new cluster is prepared, and
-  /// nothing points at it yet.
+  /// nothing refers to it yet.
   private func fill(
     _ range: Range<UInt64>, _ number: UInt64, _ writer: Qcow2Writer, _ source: inout SegmentCursor,
     _ pending: inout [Pending], _ mustSync: inout Bool
@@ -136,7 +136,7 @@ extension Qcow2Disk {
       abandon(place, of: change, number, writer)
       return result
     }
-    // Beyond the end that the file had when it was opened, everything is ours, and was a hole before.
+    // Everything beyond the end that the file had when it was opened is ours, and was a hole before.
     let wasHole = isFresh || change.ownPlace != nil && writer.isHole(place, for: number)
     if !wasHole || !isZero(base &+ stored.lowerBound..<base &+ stored.upperBound, orOwn: change.ownPlace != nil) {
       mustSync = true
@@ -157,7 +157,7 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// Nothing points at what was written. It must not surface later, when it has long been overwritten or zeroed.
+  /// Nothing refers to what was written. It must not reappear later, when it has long been overwritten or zeroed.
   private func abandon(_ place: UInt64, of change: ClusterChange, _ number: UInt64, _ writer: Qcow2Writer) {
     if change.ownPlace == nil { writer.keep(place, for: number) } else { writer.spoil(number) }
   }
@@ -179,7 +179,7 @@ extension Qcow2Disk {
     return true
   }
 
-  /// Copies what the disk has to its new cluster.
+  /// Copies the disk's present contents to the new cluster.
   ///
   /// - Parameter isFresh: the new cluster is a hole.
   private func copy(_ range: Range<UInt64>, to place: UInt64, _ writer: Qcow2Writer, _ isFresh: Bool) -> Int32 {
@@ -202,7 +202,7 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// What the disk has now; `nil` if it cannot be read.
+  /// The disk's present contents; `nil` if they cannot be read.
   func content(_ offset: UInt64, _ count: Int) -> [UInt8]? {
     var result: Int32 = -EIO
     let bytes = unsafe [UInt8](unsafeUninitializedCapacity: count) { buffer, filled in
@@ -223,7 +223,7 @@ extension Qcow2Disk {
 
   /// - Parameters:
   ///   - mayUnmap: space may be released.
-  ///   - isAdvice: what would need space, or zeroes to be written, is left as it is.
+  ///   - isAdvice: ranges that would need space, or zeroes to be written, are left as they are.
   private func zero(_ operation: IOOperation, _ writer: Qcow2Writer, mayUnmap: Bool, isAdvice: Bool = false) -> Int32 {
     let layer = layers[0]
     var offset = operation.offset
@@ -258,7 +258,7 @@ extension Qcow2Disk {
     return 0
   }
 
-  /// Says that there are zeroes where the image has nothing, whatever is under it.
+  /// Marks a range without contents as zeroes, so that it hides the backing file.
   ///
   /// - Parameter range: of the disk, bytes, in one cluster.
   /// - Returns: 0, or a negative errno.
@@ -273,7 +273,7 @@ extension Qcow2Disk {
     var isSaid = false
     let result = writer.withClusters(number..<number &+ 1) {
       guard let old = layer.entry(at: base) else { return -EIO }
-      // What is beyond the end of the disk is included.
+      // The rest of the unit beyond the end of the disk is included.
       let upper = range.upperBound == layer.size ? (range.upperBound &+ unit &- 1) & ~(unit &- 1) : range.upperBound
       let hasZeroFlag = layer.entries?.hasZeroFlag ?? false
       guard

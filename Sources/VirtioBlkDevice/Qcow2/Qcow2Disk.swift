@@ -9,11 +9,11 @@ internal import VirtioCore
 final class Qcow2Disk: Sendable, MediumCalls {
   /// From the top down; at least one.
   let layers: [Qcow2Layer]
-  /// Every file of the chain is in memory, so that no call waits.
+  /// Every file of the chain is in memory, so that no call blocks.
   let isInMemory: Bool
   /// The writer of the topmost image; `nil`: it is read-only.
   let writer: Qcow2Writer?
-  /// Clusters may be shared, with backing files or snapshots: a write that copies one waits for the medium.
+  /// Clusters may be shared with backing files or snapshots: a write that copies one waits for the medium.
   private let sharesClusters: Bool
   /// The cluster that was decompressed last: compressed images are usually read sequentially.
   private let decompressed = Mutex<DecompressedCluster?>(nil)
@@ -33,7 +33,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
 
   // MARK: Operations
 
-  /// Whether an operation stores into the page cache and waits for nothing, as far as its first cluster says at once.
+  /// Whether an operation only stores into the page cache and waits for nothing, judged by its first cluster.
   func onlyStores(_ operation: IOOperation) -> Bool {
     guard let writer, !sharesClusters, !operation.isDurable else { return false }
     return switch operation.kind {
@@ -46,8 +46,8 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// Performs an operation, waiting for the medium if necessary.
   func perform(_ operation: IOOperation) -> Int32 { performAtOnce(operation, mayWait: true) ?? -EIO }
 
-  /// - Parameter mayWait: otherwise only what is in the page cache.
-  /// - Returns: as `perform`; `nil`: it would have to wait.
+  /// - Parameter mayWait: otherwise only the page cache is read.
+  /// - Returns: the same as `perform`; `nil`: it would have to wait.
   func performAtOnce(_ operation: IOOperation, mayWait: Bool) -> Int32? {
     switch operation.kind {
     case .read: return read(operation, mayWait: mayWait)
@@ -62,7 +62,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
 
   private func read(_ operation: IOOperation, mayWait: Bool) -> Int32? {
     guard let segments = unsafe operation.segments else { return 0 }
-    // Not if it may wait: then pages that are being read are waited for.
+    // Without NOWAIT if it may wait: then it also waits for pages that are being read.
     let flags = mayWait ? 0 : clinux_rwf_nowait
     var target = unsafe SegmentCursor(segments, count: operation.segmentCount)
     var done: UInt64 = 0
@@ -96,10 +96,10 @@ final class Qcow2Disk: Sendable, MediumCalls {
     return Int32(truncatingIfNeeded: done)
   }
 
-  /// What the disk has at a place, from whichever image; reads tables if necessary.
+  /// The disk's contents at an offset, from whichever image has them; reads tables if necessary.
   func piece(at offset: UInt64, limit: UInt64) -> Qcow2Piece { find(offset, limit: limit, mayWait: true).1 }
 
-  /// The topmost image that has something at a place, and what.
+  /// The topmost image that has contents at an offset, and what they are.
   ///
   /// - Parameter first: images above this one are skipped.
   func find(_ offset: UInt64, limit: UInt64, mayWait: Bool, from first: Int = 0) -> (layer: Int, Qcow2Piece) {
@@ -129,7 +129,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// - Returns: a whole cluster; `nil` if it cannot be read.
   private func decompress(_ layer: Qcow2Layer, _ place: UInt64, _ count: Int) -> DecompressedCluster? {
     if let last = decompressed.withLock({ $0 }), last.layer == ObjectIdentifier(layer), last.place == place { return last }
-    // The last sectors may extend beyond the end of the file: what is there has to suffice.
+    // The last sectors may extend beyond the end of the file: the bytes that exist have to suffice.
     guard let decompressor = layer.decompressor, let source = try? FileSource(layer.file.rawValue),
       let packed = try? source.read(at: place, count: count), !packed.isEmpty
     else { return nil }

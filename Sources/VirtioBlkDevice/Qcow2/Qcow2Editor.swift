@@ -1,15 +1,15 @@
-/// Changes of a qcow2 image as a whole: by a program that has it for itself.
+/// Changes of a qcow2 image by a program with exclusive access.
 internal import CLinux
 internal import Glibc
 public import Qcow2
 internal import SystemPackage
 internal import VirtioCore
 
-/// An image that nobody else has open. It stays so for as long as this object exists.
+/// An image that is locked, so that nobody else opens it while this object exists.
 ///
-/// Every change is there as a whole or not at all, whatever ends the program or the machine: see `ImageRevision`.
+/// Every change is atomic, even if the program or the machine fails: see `ImageRevision`.
 public final class Qcow2Editor {
-  /// Of the image, as it was given.
+  /// The path of the image, as it was given.
   public let path: String
   private let file: OwnedDescriptor
   private let calls: Qcow2Calls
@@ -17,7 +17,7 @@ public final class Qcow2Editor {
   /// Opens it, and takes its lock.
   public convenience init(path: String) throws(ImageToolFailure) { try self.init(path: path, witness: nil) }
 
-  /// - Parameter witness: is told of every call that changes the file, for tests.
+  /// - Parameter witness: observes every call that changes the file, for tests.
   init(path: String, witness: (any Qcow2Witness)?) throws(ImageToolFailure) {
     let descriptor = unsafe clinux_open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK, 0)
     guard descriptor >= 0 else {
@@ -38,10 +38,10 @@ public final class Qcow2Editor {
     calls = Qcow2Calls(descriptor: descriptor, witness: witness)
   }
 
-  /// The lock goes at once: a process that was forked meanwhile has the file a moment longer.
+  /// Releases the lock at once: a process that was forked meanwhile may keep the file open a moment longer.
   deinit { ImageLock.release(file.rawValue) }
 
-  /// For a reader of what is in it.
+  /// For reading its contents.
   var descriptor: OwnedDescriptor { file }
 
   /// - Throws: `fault`.
@@ -58,8 +58,8 @@ public final class Qcow2Editor {
   // MARK: Changes
 
   /// - Parameters:
-  ///   - name: 1 to 255 bytes, which no snapshot has.
-  ///   - date: seconds of 1970, and nanoseconds.
+  ///   - name: 1 to 255 bytes; no snapshot may have this name yet.
+  ///   - date: seconds since 1970, and nanoseconds.
   public func createSnapshot(_ name: String, date: (seconds: UInt32, nanoseconds: UInt32)) throws(ImageToolFailure) {
     try change { revision throws(Qcow2Fault) in try revision.createSnapshot(name, date: date) }
   }
@@ -69,26 +69,26 @@ public final class Qcow2Editor {
     try change { revision throws(Qcow2Fault) in try revision.deleteSnapshot(name) }
   }
 
-  /// The disk becomes what it was in a snapshot.
+  /// Resets the disk to what it was in a snapshot.
   ///
   /// - Parameter name: of a snapshot, or its number.
   public func applySnapshot(_ name: String) throws(ImageToolFailure) {
     try change { revision throws(Qcow2Fault) in try revision.applySnapshot(name) }
   }
 
-  /// The disk is what is under it.
+  /// Empties the image, so that the disk is that of the backing file.
   func empty() throws(ImageToolFailure) {
     try change { revision throws(Qcow2Fault) in try revision.empty() }
   }
 
   /// - Parameters:
   ///   - size: bytes.
-  ///   - backing: of the disk under it, bytes; 0 if there is none.
+  ///   - backing: the size of the disk in the backing file, bytes; 0 if there is none.
   func grow(to size: UInt64, over backing: UInt64) throws(ImageToolFailure) {
     try change { revision throws(Qcow2Fault) in try revision.grow(to: size, over: backing) }
   }
 
-  /// Looks at all of it, as every change does first: it is marked neither as corrupt nor as dirty, and has no errors.
+  /// Checks the whole image, as every change does first: it must not be marked as corrupt or dirty, and must not have errors.
   func examine() throws(ImageToolFailure) {
     do throws(Qcow2Fault) {
       let source = try Self.source(file.rawValue)
@@ -96,7 +96,8 @@ public final class Qcow2Editor {
     } catch { throw .fault(path: path, error) }
   }
 
-  /// Another name of the backing file in the header; nothing else changes, so the disk does if that file has other contents.
+  /// Changes the name of the backing file in the header, and nothing else. So the disk changes if that file has different
+  /// contents.
   ///
   /// - Parameters:
   ///   - name: `nil`: none.
@@ -105,7 +106,7 @@ public final class Qcow2Editor {
     try Self.rename(calls, path, backing: name, format: format)
   }
 
-  /// - Parameter calls: on a file that this process has for itself.
+  /// - Parameter calls: calls on a file that this process has locked.
   static func rename(
     _ calls: Qcow2Calls, _ path: String, backing name: String?, format: ImageFormat?
   ) throws(ImageToolFailure) {
@@ -148,13 +149,13 @@ public final class Qcow2Editor {
       } catch { throw .fault(path: path, error) }
       try Self.check(calls.sync(), path)
     } catch {
-      // Nothing points at what was stored.
+      // Nothing refers to what was stored.
       calls.cut(length)
       throw error
     }
     try Self.check(calls.put(last.bytes, at: last.offset), path)
     try Self.check(calls.sync(), path)
-    // Their space goes back; if it does not, the next use of the clusters has them.
+    // Deallocates their space; if that fails, the next use of the clusters reuses it.
     for range in freed { _ = calls.punch(range.lowerBound, UInt64(range.count)) }
   }
 }

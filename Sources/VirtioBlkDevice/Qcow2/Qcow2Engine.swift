@@ -1,6 +1,5 @@
-/// The engine of qcow2 images: what is in the page cache is read in the queue's own thread, at once and without an extra
-/// copy. What might block (uncached data, tables, compressed clusters) is read by a few helper threads, which also do all
-/// writes.
+/// The engine for qcow2 images: cached data is read on the queue's own thread, at once and without an extra copy. Whatever
+/// might block (uncached data, tables, compressed clusters) is read by a few helper threads, which also do all writes.
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
@@ -8,18 +7,19 @@ internal import VirtioCore
 @safe
 struct Qcow2Engine: BlockEngine, ~Copyable {
   static let movesData = true
-  /// A read reports a miss, and writes go to clusters of the image.
+  /// Reads report a truncated file by themselves, and writes go to clusters of the image.
   static let noticesCuts = true
-  /// A discard is distinguished from zeroes: it must not allocate space.
+  /// Discards are separate from zeroing: they must not allocate space.
   var takesDiscards: Bool { true }
-  /// What waits for the medium gains from each thread; a sync is shared by all that wait for one. What only stores into the
-  /// page cache does not: a file system lets one writer at a time into a file, and the others would get in each other's way.
+  /// Operations that wait for the medium benefit from each thread, and a sync is shared by all that wait for one. Operations
+  /// that only store into the page cache do not: a file system admits one writer at a time to a file, and more threads would
+  /// only contend for it.
   private static let threads = (reading: 8, waiting: 16, storing: 2)
 
   private let disk: Qcow2Disk
-  /// Everything is done in the queue's thread, however long that takes.
+  /// Everything is done on the queue's thread, however long it takes.
   private let mayWait: Bool
-  /// Each made on first use.
+  /// Each is made on first use.
   private var pool: CallPool<Qcow2Disk>?
   private var storing: CallPool<Qcow2Disk>?
   private var waiter: BoardWaiter
@@ -41,7 +41,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
     let pool = disk.onlyStores(operation) ? storingPool() : waitingPool()
-    // If no thread can be made it is done here.
+    // If no thread can be made, the operation is executed here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)
     return .pending

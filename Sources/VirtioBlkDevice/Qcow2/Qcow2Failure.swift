@@ -2,11 +2,11 @@ public import Qcow2
 public import SystemPackage
 internal import VirtioCore
 
-/// Why a qcow2 image, or a file under it, cannot be served: one sentence each.
+/// Why a qcow2 image, or a file of its chain, cannot be served: one sentence each.
 public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
-  /// The text, and why it names no qcow2 image.
+  /// The text, and why it does not name a qcow2 image.
   case badName(String, _ reason: String)
-  /// The image is damaged, or of a kind that is not served.
+  /// The image is damaged, or of a kind that cannot be served.
   case fault(path: String, Qcow2Fault)
   /// A file of the chain cannot be opened.
   case cannotOpen(path: String, Errno)
@@ -16,21 +16,21 @@ public enum Qcow2Failure: Error, Hashable, CustomStringConvertible {
   case noImage(path: String)
   /// Another process writes to a file of the chain.
   case locked(path: String)
-  /// It cannot be written to, though perhaps read.
+  /// It cannot be written to, but perhaps read.
   case notWritable(path: String, Qcow2Fault)
-  /// A snapshot was named, and read-only was not asked for.
+  /// A snapshot was named, and read-only was not requested.
   case snapshotsAreOnlyRead(path: String)
-  /// The image is on a block device, where it cannot grow, and read-only was not asked for.
+  /// The image is on a block device, where it cannot grow, and read-only was not requested.
   case devicesAreOnlyRead(path: String)
-  /// O_DIRECT was asked for; qcow2 images go through the page cache.
+  /// O_DIRECT was requested; qcow2 images go through the page cache.
   case notDirect(path: String)
   /// Its disk has no bytes.
   case empty(path: String)
-  /// The disk's size is no multiple of the logical block size; bytes.
+  /// The disk's size is not a multiple of the logical block size; bytes.
   case oddSize(path: String, size: UInt64, blockSize: Int)
   /// The image names a file that was not allowed.
   case notAllowed(path: String, name: String)
-  /// The image names another backing file than the user.
+  /// The image names a different backing file than the user.
   case otherName(path: String, name: String, given: String)
   /// The user names a backing file, and the image has none.
   case nothingUnder(path: String, given: String)

@@ -6,7 +6,7 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// What one image has at a place of the disk.
+/// What one image has at an offset of the disk.
 struct Qcow2Piece {
   enum Kind: Equatable {
     /// Nothing: the image below this one decides.
@@ -27,16 +27,16 @@ struct Qcow2Piece {
   var kind: Kind
   /// Data in a cluster that is not shared: it may be written in place.
   var isOwn = false
-  /// The number of bytes of the disk for which this holds; at least 1.
+  /// The number of bytes of the disk that it is true for; at least 1.
   var count: UInt64
 }
 
-/// Immutable except for the tables, which are read on first use. Any thread may look at any time: a table that has been read
+/// Immutable except for the tables, which are read on first use. Any thread may read at any time: a table that has been read
 /// stays at its address, and does not change unless the image is open for writing.
 ///
-/// In an image that is written to, entries change one at a time, and a reader sees an entry as it was before or after a
-/// change: a sequence number is incremented before and after each change. What an entry pointed at stays unchanged for as
-/// long as the image is open, so that a reader that looked before the change may still read there.
+/// In an image that is written to, entries change one at a time, and a reader sees an entry as it was either before or after a
+/// change: a sequence number is incremented before and after each change. The data that an entry referred to stays unchanged
+/// for as long as the image is open, so a reader that saw the old entry may still read it.
 @safe
 final class Qcow2Layer: @unchecked Sendable {
   let path: String
@@ -56,7 +56,7 @@ final class Qcow2Layer: @unchecked Sendable {
   /// Offsets of the L2 tables in the file; 0: there is none. If the image is written to, those at the time when it was
   /// opened.
   private let level1: [UInt64]
-  /// Their current offsets, which never go back to 0. `nil`: the image is not written to.
+  /// Their current offsets, which never become 0 again. `nil`: the image is not written to.
   private let places: Mapping?
   /// The sequence number of entries: odd while one is being changed.
   private let changes: Mapping?
@@ -68,7 +68,7 @@ final class Qcow2Layer: @unchecked Sendable {
   private let fixed: (metadata: [UInt64], end: UInt64)
   /// Addresses of the tables that have been read, each set once; memory is only touched where used.
   private let tables: Mapping?
-  /// A table of zeroes: it stands for every table that has only zeroes, of which a sparse file may have any number.
+  /// A table of zeroes: it represents every table that has only zeroes, of which a sparse file may have any number.
   private let blank: Mapping?
   let geometry: Qcow2Geometry
   /// Held while a table is read, so that it is read only once.
@@ -90,7 +90,7 @@ final class Qcow2Layer: @unchecked Sendable {
   ///   - data: its external data file, if it has one.
   ///   - snapshot: an internal snapshot; `nil`: the active disk.
   ///   - keeper: of an image that is written to.
-  ///   - find: loads the library for decompression. It is called here, because a sandboxed process loads nothing.
+  ///   - find: loads the library for decompression. It is called here, because a sandboxed process cannot load libraries.
   init(
     _ header: Qcow2Header, _ file: OwnedDescriptor, path: String, source: FileSource, data: (OwnedDescriptor, FileSource)?,
     snapshot: String?, keeper: ImageKeeper? = nil,
@@ -140,7 +140,7 @@ final class Qcow2Layer: @unchecked Sendable {
   /// Size of a cluster, bytes.
   var clusterSize: UInt64 { geometry.clusterSize }
 
-  // MARK: Looking
+  // MARK: Lookup
 
   /// - Parameters:
   ///   - offset: of the disk, bytes.
@@ -174,7 +174,7 @@ final class Qcow2Layer: @unchecked Sendable {
       return Qcow2Piece(kind: mayWait ? .failed : .notLoaded, count: inTable)
     }
     var piece = unsafe unit(table, entries, offset)
-    // What is contiguous on the disk and in the file is included.
+    // Everything that is contiguous on the disk and in the file is included.
     while piece.count < inTable {
       let next = unsafe unit(table, entries, offset &+ piece.count)
       switch (piece.kind, next.kind) {
@@ -188,7 +188,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return piece
   }
 
-  /// What a table says about a place, and for how far into the cluster that holds.
+  /// The contents at an offset according to a table, and how far into the cluster they extend.
   @inline(__always)
   private func unit(_ table: UnsafeRawPointer, _ entries: Qcow2Entries, _ offset: UInt64) -> Qcow2Piece {
     let (entry, bitmap) = unsafe words(table, offset)
@@ -208,7 +208,7 @@ final class Qcow2Layer: @unchecked Sendable {
       let first = UInt32(truncatingIfNeeded: inside / geometry.subclusterSize)
       let bit: UInt32 = 1 << first
       let alike = data & bit != 0 ? data : zero & bit != 0 ? zero : ~(data | zero)
-      // Consecutive subclusters that are like the first one.
+      // Consecutive subclusters of the same kind as the first one.
       let run = UInt64((~(alike >> first)).trailingZeroBitCount)
       let end = (UInt64(first) &+ min(run, UInt64(32 - first))) &* geometry.subclusterSize
       let kind: Qcow2Piece.Kind = data & bit != 0 ? .data((host ?? 0) &+ inside) : zero & bit != 0 ? .zero : .absent
@@ -219,7 +219,7 @@ final class Qcow2Layer: @unchecked Sendable {
   private static let compressedBit: UInt64 = 1 << 62
   private static let ownBits: UInt64 = 1 << 63 | compressedBit
 
-  /// An entry as in a table.
+  /// The words of an entry in a table.
   @inline(__always)
   private func words(_ table: UnsafeRawPointer, _ offset: UInt64) -> (entry: UInt64, bitmap: UInt64) {
     let cell = unsafe UnsafeMutableRawPointer(mutating: table) + geometry.level2Index(offset) * geometry.entryBytes
@@ -254,7 +254,7 @@ final class Qcow2Layer: @unchecked Sendable {
       let size = Int(geometry.clusterSize)
       let table = UnsafeMutableRawBufferPointer.allocate(byteCount: size, alignment: 16)
       guard let source = try? FileSource(file.rawValue), let count = try? unsafe source.read(at: place(index), into: table),
-        // The file is shorter than when it was opened: it was truncated, and what is missing was not zeroes.
+        // The file is shorter than when it was opened: it was truncated, and the missing part was not zeroes.
         UInt64(count) >= min(UInt64(size), fileEnd &- min(fileEnd, place(index))),
         unsafe isSound(UnsafeRawBufferPointer(rebasing: table[..<count]))
       else {
@@ -267,7 +267,7 @@ final class Qcow2Layer: @unchecked Sendable {
         cell(index)?.storeRelease(UInt64(address))
         return address
       }
-      // A table at the end of the file may be incomplete: what is missing is zeroes, as in a hole.
+      // A table at the end of the file may be incomplete: the missing part is zeroes, as in a hole.
       unsafe table[count...].initializeMemory(as: UInt8.self, repeating: 0)
       // Release: the bytes of the table are stored before its address.
       let address = UInt(bitPattern: table.baseAddress)
@@ -279,10 +279,10 @@ final class Qcow2Layer: @unchecked Sendable {
 
   // MARK: Writing
 
-  /// For an image that is written to: no entry of a table in the file may point at metadata, or beyond the end of the file.
-  /// Otherwise a write to the disk would overwrite tables, or what was allocated since.
+  /// For an image that is written to: no entry of a table in the file may refer to metadata, or beyond the end of the file.
+  /// Otherwise a write to the disk would overwrite tables, or clusters that were allocated since.
   ///
-  /// - Parameter table: as it was read; the end may be missing.
+  /// - Parameter table: the table as it was read; its end may be missing.
   private func isSound(_ table: UnsafeRawBufferPointer) -> Bool {
     guard changes != nil, let entries else { return true }
     let isSound = unsafe isSound(table, entries)
@@ -295,7 +295,8 @@ final class Qcow2Layer: @unchecked Sendable {
 
   private func isSound(_ table: UnsafeRawBufferPointer, _ entries: Qcow2Entries) -> Bool {
     let size = geometry.entryBytes
-    // Neighbours usually lie together: a place is looked up only where it leaves the last one's gap between metadata.
+    // Neighbouring clusters are usually close together: an offset is looked up only if it is outside the last one's gap between
+    // metadata.
     var gap: Range<UInt64> = 0..<0
     for start in stride(from: 0, through: table.count - size, by: size) {
       let entry = unsafe UInt64(bigEndian: table.load(fromByteOffset: start, as: UInt64.self))
@@ -313,7 +314,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return true
   }
 
-  /// The clusters around one of which none has metadata; none at all if it has.
+  /// The range of clusters around this one without metadata; empty if this one has metadata.
   private func gapInMetadata(around number: UInt64) -> Range<UInt64> {
     // The first cluster of metadata that is not before it.
     var places = 0..<fixed.metadata.count
@@ -326,7 +327,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return end == number ? number..<number : (next > 0 ? fixed.metadata[next - 1] + 1 : 0)..<end
   }
 
-  /// What the image says about a cluster. For the writer that may change it.
+  /// The entry of a cluster, for the writer, which may change it.
   /// - Returns: `nil` if a table cannot be read, or contradicts itself.
   func entry(at offset: UInt64) -> ClusterEntry? {
     guard let entries else { return nil }
@@ -337,7 +338,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return try? ClusterEntry(entry, bitmap, entries)
   }
 
-  /// Whether a write there neither reads a table nor waits until data is stable. A hint: the entry may change meanwhile.
+  /// Whether a write at an offset neither reads a table nor waits until data is stable. A hint: the entry may change meanwhile.
   ///
   /// - Parameter firstEnd: of the file when it was opened, bytes: clusters beyond it are holes where nothing was written.
   func isWrittenAtOnce(at offset: UInt64, firstEnd: UInt64) -> Bool {
@@ -366,7 +367,7 @@ final class Qcow2Layer: @unchecked Sendable {
     return unsafe Array(UnsafeRawBufferPointer(start: table, count: Int(geometry.clusterSize)))
   }
 
-  /// An L2 table has a new offset from now on, or exists for the first time, without entries. One thread at a time.
+  /// Sets the new offset of an L2 table, or that of a new table without entries. One thread at a time.
   func moveTable(_ index: Int, to place: UInt64) {
     guard let places else { return }
     if unsafe table(index) == nil, let blank { cell(index)?.storeRelease(UInt64(UInt(bitPattern: unsafe blank.base))) }

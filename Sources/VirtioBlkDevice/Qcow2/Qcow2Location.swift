@@ -1,9 +1,10 @@
-/// Where a qcow2 image is, and which other files may be opened for it: what the user said, never what an image says.
+/// The location of a qcow2 image, and the other files that may be opened for it: always what the user said, never what an image
+/// says.
 internal import VirtioCore
 
 /// The format of a file in a chain. It is never guessed from the contents.
 public enum ImageFormat: String, CaseIterable, Sendable, Hashable {
-  /// The disk's bytes, as they are.
+  /// The disk's bytes, unchanged.
   case raw
   /// A qcow2 image, of version 2 or 3.
   case qcow2
@@ -17,9 +18,9 @@ public struct Qcow2Location: Sendable, Hashable {
 
   /// An image below another one.
   public struct Backing: Sendable, Hashable {
-    /// What it is, as the user says.
+    /// Its format, according to the user.
     public var format: ImageFormat
-    /// Where it is.
+    /// Its path.
     public var path: String
   }
 
@@ -27,14 +28,14 @@ public struct Qcow2Location: Sendable, Hashable {
   public var path: String
   /// From the top down.
   public var backing: [Backing] = []
-  /// Another folder below which files may be that images name.
+  /// A folder below which there may be files that images name.
   public var folder: String?
-  /// The file with the topmost image's data, if that is in another one.
+  /// The external data file of the topmost image, if it has one.
   public var dataFile: String?
-  /// The disk as it was in this snapshot.
+  /// An internal snapshot that is the disk; `nil`: the active disk.
   public var snapshot: String?
 
-  /// An image without anything under it. - Parameter path: of the image, literally.
+  /// An image without a backing file. - Parameter path: of the image, literally.
   public init(path: String) { self.path = path }
 
   private static let scheme = "qcow2:"
@@ -72,7 +73,7 @@ public struct Qcow2Location: Sendable, Hashable {
     }
   }
 
-  /// As `init` takes it.
+  /// The text that `init` takes.
   public var text: String {
     var words = backing.map { "backing=\($0.format.rawValue):" + PercentText.encoded($0.path) }
     if let folder { words.append("backing-folder=" + PercentText.encoded(folder)) }
@@ -94,7 +95,7 @@ public struct Qcow2Location: Sendable, Hashable {
   /// All files that are named.
   public var paths: [String] { [path] + backing.map(\.path) + (dataFile.map { [$0] } ?? []) }
 
-  /// How many files may be open besides those that the user named: images that images name, and their data files.
+  /// How many files may be open besides those that the user named: backing files and data files that images name.
   public var unnamedFiles: Int { folder == nil ? 0 : max(0, 2 * Self.depth - paths.count) }
 }
 
@@ -120,7 +121,7 @@ enum PercentText {
     return String(validating: bytes, as: UTF8.self)
   }
 
-  /// Escapes characters that have a meaning.
+  /// Escapes the characters that have a special meaning.
   static func encoded(_ text: String) -> String {
     var result = ""
     for scalar in text.unicodeScalars {

@@ -3,20 +3,20 @@ internal import Glibc
 public import SystemPackage
 internal import VirtioCore
 
-/// A disk of qcow2 images, to be read from its beginning to its end.
+/// A disk of qcow2 images, for reading from its beginning to its end.
 ///
 /// It stays open, and locked against writers, for as long as this object exists.
 public final class Qcow2Reader {
   private let image: ImageFile
   private let disk: Qcow2Disk
 
-  /// - Parameter isLocked: hold locks on all files.
-  /// - Throws: why it cannot be a disk, and what to do.
+  /// - Parameter isLocked: whether to hold locks on all files.
+  /// - Throws: why it cannot be read as a disk, and what to do.
   public init(_ location: Qcow2Location, isLocked: Bool = true) throws(ImageError) {
     var options = ImageOptions(path: location.path, isReadOnly: true, direct: .off, isLocked: isLocked)
     options.qcow2 = location
     image = try ImageFile(options)
-    guard let chain = image.chain else { preconditionFailure("what was opened as a chain is one") }
+    guard let chain = image.chain else { preconditionFailure("an image that was opened as a chain has one") }
     disk = chain
   }
 
@@ -28,13 +28,13 @@ public final class Qcow2Reader {
   /// - Parameters:
   ///   - offset: bytes, before the end.
   ///   - limit: bytes, at least 1, not past the end.
-  /// - Returns: the answer, and for how many of these bytes it holds.
+  /// - Returns: the answer, and for how many of these bytes it is valid.
   public func extent(at offset: UInt64, limit: UInt64) -> (isZero: Bool, count: UInt64) {
     let piece = disk.piece(at: offset, limit: limit)
     return (piece.kind == .zero, piece.count)
   }
 
-  /// Fills a buffer.
+  /// Reads bytes of the disk.
   ///
   /// - Parameters:
   ///   - offset: bytes.

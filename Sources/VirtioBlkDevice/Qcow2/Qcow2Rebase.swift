@@ -1,4 +1,4 @@
-/// An overlay gets another backing file, or none, and stays the same disk.
+/// Rebases an overlay: gives it another backing file, or none, without changing the disk.
 internal import Glibc
 internal import Qcow2
 internal import SystemPackage
@@ -6,17 +6,17 @@ internal import VirtioCore
 
 /// Gives an overlay another backing file, or none.
 ///
-/// Where the new backing file has other contents than the old one, the overlay gets a copy of the old ones. Once all of it is
-/// stable, the name changes, at once (`BackingChange`). So at every moment the overlay is the same disk, over the old file or over
-/// the new one.
+/// Where the contents of the new backing file differ from the old one, the overlay gets a copy of the old contents. Once all of
+/// it is stable, the name is changed atomically (`BackingChange`). So at every moment the overlay is the same disk, over the
+/// old file or over the new one.
 public enum Qcow2Rebase {
   /// A new backing file.
   public struct Backing: Sendable, Hashable {
-    /// As it is written into the image.
+    /// The name that is written into the image.
     public var name: String
-    /// Where it is: what the name means from the image's folder.
+    /// The path of the file: the name, resolved from the image's folder.
     public var path: String
-    /// What it is; written into the image as well.
+    /// Its format, which is also written into the image.
     public var format: ImageFormat
 
     /// The parameters are the properties of the same names.
@@ -24,14 +24,14 @@ public enum Qcow2Rebase {
   }
 
   /// - Parameters:
-  ///   - location: of the overlay and what is under it now.
+  ///   - location: that of the overlay and of its present backing files.
   ///   - backing: `nil`: none.
-  ///   - progress: is told now and then.
+  ///   - progress: is called now and then.
   public static func run(
     _ location: Qcow2Location, to backing: Backing?, progress: ToolProgress
   ) throws(ImageToolFailure) { try run(location, to: backing, witness: nil, progress: progress) }
 
-  /// - Parameter witness: is told of every call that changes the overlay.
+  /// - Parameter witness: observes every call that changes the overlay.
   static func run(
     _ location: Qcow2Location, to backing: Backing?, witness: (any Qcow2Witness)?, progress: ToolProgress
   ) throws(ImageToolFailure) {
@@ -39,18 +39,18 @@ public enum Qcow2Rebase {
     let new = try examine(location, backing)
     let target = try DiskTarget(path: path, location, witness: witness)
     guard let disk = target.image.chain, let writer = disk.writer else { preconditionFailure("it was opened for writing") }
-    // Once more, because nobody had it for a moment.
+    // Checked again, because the image was unlocked for a moment.
     guard try Qcow2Editor.header(target.image.descriptor, path).snapshotCount == 0 else { throw .hasSnapshots(path: path) }
     try copy(disk, writer, path, over: new, progress)
     let flushed = target.flush()
     guard flushed == 0 else { throw .cannotStore(path: path, Errno(rawValue: -flushed)) }
     target.image.finish()
     try Qcow2Editor.rename(writer.calls, path, backing: backing?.name, format: backing?.format)
-    // It has the descriptor, and the lock.
+    // It owns the descriptor, and the lock.
     withExtendedLifetime(target) {}
   }
 
-  /// Everything that can be refused is refused while nothing has been written: who opens an image for writing invalidates its
+  /// Everything that can be refused is refused before anything is written: opening an image for writing invalidates its
   /// bitmaps.
   ///
   /// - Returns: the disk in the new backing file.
@@ -64,7 +64,7 @@ public enum Qcow2Rebase {
         new = try Qcow2Chain.open(backing.path, backing.format, folder: location.folder)
       } catch { throw DiskTarget.failure(.qcow2(error), backing.path) }
     }
-    // A chain that has the overlay in it is refused, because it is locked.
+    // A chain that contains the overlay is refused, because the overlay is locked.
     withExtendedLifetime(editor) {}
     return new
   }
@@ -81,7 +81,7 @@ public enum Qcow2Rebase {
         let old = disk.find(offset, limit: count, mayWait: true, from: 1).1
         let other = Self.piece(new, offset, limit: count)
         if old.kind == .zero, other.kind == .zero {
-          // Nothing is to be read, however much it is.
+          // There is nothing to read, however large the range is.
           count = min(old.count, other.count)
         } else {
           count = min(count, Qcow2Commit.step)
@@ -93,14 +93,14 @@ public enum Qcow2Rebase {
     }
   }
 
-  /// Beyond the end of the new one, and without one, there are zeroes.
+  /// Beyond the end of the new disk, and without one, there are zeroes.
   private static func piece(_ new: Qcow2Disk?, _ offset: UInt64, limit: UInt64) -> Qcow2Piece {
     new?.piece(at: offset, limit: limit) ?? Qcow2Piece(kind: .zero, count: limit)
   }
 
-  /// Copies the units of allocation that differ, neighbours at once: a write to what was not there before waits for the medium.
+  /// Copies the units of allocation that differ, neighbouring ones together: a write to a new cluster waits for the medium.
   ///
-  /// - Parameter range: bytes that the overlay does not have.
+  /// - Parameter range: bytes for which the overlay has no contents.
   private static func compare(
     _ range: Range<UInt64>, _ disk: Qcow2Disk, _ writer: Qcow2Writer, _ path: String, _ new: Qcow2Disk?
   ) throws(ImageToolFailure) {
@@ -127,7 +127,7 @@ public enum Qcow2Rebase {
     while start < range.upperBound {
       var end = unitEnd(start)
       let kind = difference(start..<end)
-      // Zeroes are hidden in one cluster at a time.
+      // Zeroes are marked in one cluster at a time.
       while end < range.upperBound, kind != .zero || end % cluster != 0, difference(end..<unitEnd(end)) == kind {
         end = unitEnd(end)
       }
@@ -142,6 +142,6 @@ public enum Qcow2Rebase {
     }
   }
 
-  /// What the overlay needs so that it stays the same disk.
+  /// What the overlay needs so that the disk does not change.
   private enum Difference { case none, zero, data }
 }

@@ -1,9 +1,9 @@
 /// The only writer of an image's metadata, for all queues of its disk.
 ///
-/// Everything that was answered is in the page cache: a process that is killed loses nothing that it acknowledged. Therefore
-/// a pointer is stored as soon as its data is written. What makes that safe in a power failure is in `ImageKeeper`, and one
-/// rule here: a pointer to a cluster that replaces something other than zeroes waits until its data is stable. A new cluster
-/// that replaces zeroes need not wait: without its data it is a hole, which reads as what was there before.
+/// Everything that was answered is in the page cache, so a killed process loses nothing that it acknowledged. Therefore a
+/// pointer is stored as soon as its data is written. What makes that safe in a power failure is in `ImageKeeper`, and one rule
+/// here: a pointer to a cluster that replaces something other than zeroes waits until its data is stable. A new cluster that
+/// replaces zeroes need not wait: without its data it is a hole, which reads as zeroes, like before.
 internal import CLinux
 internal import Glibc
 internal import Qcow2
@@ -20,12 +20,12 @@ final class Qcow2Writer: Sendable {
     var keeper: ImageKeeper
     /// How many clusters the next run has.
     var run: UInt64
-    /// Clusters of the file that were claimed for clusters of the disk, and that nothing points at because something failed.
+    /// Clusters of the file that were claimed for clusters of the disk, and that nothing refers to because something failed.
     /// They may contain data of the guest, so they are not used for anything else.
     var halfWritten: [UInt64: UInt64] = [:]
     /// Clusters of the disk whose cluster in the file may have contents where the image says that there are none.
     var spoiled: Set<UInt64> = []
-    /// Clusters of the file that were to become L2 tables, by number; the L1 table may or may not point at them.
+    /// Clusters of the file that were to become L2 tables, by number; the L1 table may or may not refer to them.
     var halfTables: [Int: UInt64] = [:]
     /// Setting refcounts failed: all or part of the change may be in the file.
     var isHalfGrown = false
@@ -42,7 +42,7 @@ final class Qcow2Writer: Sendable {
   /// The number of syncs requested, and the last one that is done.
   private let asked = Atomic<UInt64>(0)
   private let synced = Mutex<UInt64>(0)
-  /// A sync failed, of everything or of a part: what was lost then stays lost, and the kernel reports it only once.
+  /// A sync failed, of everything or of a part: the data is lost for good, and the kernel reports that only once.
   private let hasLost = Atomic<Bool>(false)
 
   /// The sizes of runs, bytes: small at first, then larger, so that a small image stays small and a large one seldom has to
@@ -73,7 +73,7 @@ final class Qcow2Writer: Sendable {
   ///
   /// - Returns: 0 or −EIO; after the first −EIO always −EIO.
   func sync() -> Int32 {
-    // Full: a reader of the number also sees what was stored before.
+    // Sequentially consistent: a reader of the number also sees what was stored before.
     let number = asked.wrappingAdd(1, ordering: .sequentiallyConsistent).newValue
     return synced.withLock { last in
       guard !hasLost.load(ordering: .relaxed) else { return -EIO }
@@ -96,7 +96,7 @@ final class Qcow2Writer: Sendable {
     return result
   }
 
-  /// If that cannot be stored, the clusters are leaked.
+  /// Decrements the refcounts of these clusters. If that cannot be stored, the clusters are leaked.
   private func settle(_ dropped: [UInt64: UInt64], _ state: inout State) {
     for (index, place) in state.keeper.blocksNeeded(for: dropped) {
       guard let source = try? FileSource(calls.descriptor),
@@ -115,8 +115,8 @@ final class Qcow2Writer: Sendable {
     return calls.put(store.bytes, at: store.offset)
   }
 
-  /// Each group is stable before the next one is stored. The guest's data, of which there may be much in the page cache, is
-  /// not waited for.
+  /// Stores a plan; each group is stable before the next one is stored. This does not wait for the guest's data, of which there
+  /// may be much in the page cache.
   private func carryOut(_ plan: StorePlan, _ keeper: ImageKeeper) -> Int32 {
     if let length = plan.length {
       // One byte, beyond everything in use, extends the file.
@@ -142,9 +142,9 @@ final class Qcow2Writer: Sendable {
   /// How many stores are made stable one by one, each at the cost of a flush of the device.
   private static let fewStores = 4
 
-  /// As `sync`, one at a time: the kernel reports an error of any page to whoever asks first, and only once.
+  /// Like `sync`, one call at a time: the kernel reports an error of any page to whoever asks first, and only once.
   ///
-  /// - Returns: whether it is; if not, nothing is any more.
+  /// - Returns: whether it is stable; if not, nothing will be any more.
   private func makeStable(_ bytes: [UInt8], at offset: UInt64) -> Bool {
     synced.withLock { _ in
       guard !hasLost.load(ordering: .relaxed) else { return false }
@@ -205,7 +205,7 @@ final class Qcow2Writer: Sendable {
     return try result.get()
   }
 
-  /// Something failed, and nothing points at the cluster.
+  /// Something failed, and nothing refers to the cluster.
   func keep(_ place: UInt64, for number: UInt64) { state.withLock { $0.halfWritten[number] = place } }
 
   /// Something failed, and a cluster that is in use contains more than the image says.
@@ -247,7 +247,7 @@ final class Qcow2Writer: Sendable {
     let entry = state.keeper.adopt(place, index)
     var result: Int32 = 0
     if old != 0 {
-      // It is shared with a snapshot. A table without entries is a hole, as the claimed cluster is.
+      // The old table is shared with a snapshot. A new table without entries is a hole, like the claimed cluster.
       result =
         layer.tableBytes(index).map { bytes in
           carryOut(StorePlan(groups: [[ImageStore.table(at: place, bytes)]]), state.keeper)
@@ -272,11 +272,11 @@ final class Qcow2Writer: Sendable {
 
   // MARK: Clusters of the disk
 
-  /// Locks clusters of the disk while it does something.
+  /// Locks clusters of the disk while `body` runs.
   ///
   /// - Parameter numbers: of the clusters, fewer than there are stripes.
   func withClusters(_ numbers: Range<UInt64>, _ body: () -> Int32) -> Int32 {
-    // In the order of stripes, so that two callers cannot wait for each other.
+    // In the order of stripes, so that two callers cannot deadlock.
     let wanted = Set(numbers.map { Int($0 % UInt64(Self.stripeCount)) }).sorted()
     return hold(wanted[...], body)
   }
@@ -288,7 +288,8 @@ final class Qcow2Writer: Sendable {
 
   // MARK: The end
 
-  /// Gives back refcounts of clusters that were not used. Nothing is in flight any more. Later calls do nothing.
+  /// Releases the refcounts of clusters that were not used. To be called when nothing is in flight any more. Later calls do
+  /// nothing.
   ///
   /// - Parameter mayCut: the file may be truncated to what is in use.
   func finish(mayCut: Bool) {
@@ -298,7 +299,7 @@ final class Qcow2Writer: Sendable {
       guard !state.isFinished else { return }
       state.isFinished = true
       guard !hasLost.load(ordering: .relaxed), !state.isHalfGrown else { return }
-      // A store that failed may have been executed: clusters that something may point at keep their refcounts.
+      // A store that failed may have been executed: clusters that something may refer to keep their refcounts.
       let (stores, length) = state.keeper.finish()
       for store in stores { guard put(store, state.keeper) == 0 else { return } }
       if mayCut, let length { calls.cut(length) }

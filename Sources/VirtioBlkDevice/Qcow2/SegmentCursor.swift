@@ -1,4 +1,4 @@
-/// The memory of a transfer, used from the beginning to the end.
+/// Walks through the memory of a transfer from the beginning to the end.
 internal import CLinux
 internal import Glibc
 internal import VirtioCore
@@ -43,7 +43,7 @@ struct SegmentCursor {
     }
   }
 
-  /// - Parameter start: the offset in `bytes`, which has enough from there on.
+  /// - Parameter start: the offset in `bytes`, which has enough bytes from there on.
   mutating func copy(_ bytes: [UInt8], from start: Int, count: Int) {
     var done = 0
     unsafe bytes.withUnsafeBytes { bytes in
@@ -70,7 +70,7 @@ struct SegmentCursor {
           return -errno
         }
         guard got > 0 else {
-          // What was there when the file was opened has been cut off, or a cluster starts beyond the end.
+          // Either data that existed when the file was opened has been truncated, or a cluster starts beyond the end.
           let start = place & ~(layer.clusterSize &- 1)
           guard place >= layer.dataEnd, start < layer.dataEnd else { return -EIO }
           let count = min(piece.count, Int(start &+ layer.clusterSize &- place))
@@ -86,7 +86,7 @@ struct SegmentCursor {
     return 0
   }
 
-  /// Stores what is next. - Returns: 0, or a negative errno.
+  /// Stores the next bytes. - Returns: 0, or a negative errno.
   mutating func write(_ calls: Qcow2Calls, at place: UInt64, count: Int) -> Int32 {
     var (place, rest) = (place, count)
     while rest > 0 {

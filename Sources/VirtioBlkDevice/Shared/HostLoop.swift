@@ -1,34 +1,34 @@
-/// What a shared thread has: the workers that share it, who has a turn next, and who waits for what.
+/// The state of a shared thread: the workers that share it, which of them have a turn next, and what the others wait for.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// Each call is short, and none is in progress while a worker has its turn: the thread may be another one afterwards.
+/// Each call is short, and none is in progress while a worker has its turn: another thread may continue afterwards.
 @safe
 struct HostLoop: ~Copyable {
   private static let capacity = 256
-  /// While workers have more to do, how long events are left where they are: nanoseconds.
+  /// How long events are left alone while workers have more to do, nanoseconds.
   private static let lookInterval: UInt64 = 10_000
 
   let set: Int32
   private let events: UnsafeMutablePointer<epoll_event>
-  /// By their numbers; nobody has number 0, whose events are the bell's.
+  /// By their numbers. No worker has number 0: its events are the bell's.
   private var workers: [HostedWorker?] = [nil]
   private var freeNumbers: [UInt32] = []
-  /// Those that have a turn in this round, from `position` on, and in the next one.
+  /// The workers that have a turn in this round, from `position` on; `ready` has those of the next one.
   private var round: [HostedWorker] = []
   private var position = 0
   private var ready: [HostedWorker] = []
   private var timed: [HostedWorker] = []
-  /// No deadline is before that.
+  /// No deadline is earlier than this.
   private var earliest = UInt64.max
   private var lastLook: UInt64 = 0
   private(set) var rounds = 0
   /// Turns so far.
   private(set) var turnNumber: UInt64 = 0
   private var naps = NapRule()
-  /// Who has its turn now.
+  /// The worker whose turn it is.
   private(set) var current: HostedWorker?
 
   /// - Parameter bell: an eventfd that announces arriving workers.
@@ -52,9 +52,9 @@ struct HostLoop: ~Copyable {
     close(set)
   }
 
-  // MARK: Who sits here
+  // MARK: The workers
 
-  /// A number for somebody who is about to sit down.
+  /// A number for a worker that is about to arrive.
   mutating func takeNumber() -> UInt32 {
     if let number = freeNumbers.popLast() { return number }
     workers.append(nil)
@@ -63,7 +63,7 @@ struct HostLoop: ~Copyable {
 
   mutating func giveNumber(_ number: UInt32) { freeNumbers.append(number) }
 
-  /// - Parameter worker: with a number in its seat, under which its descriptors are in the set. It has a turn soon.
+  /// - Parameter worker: its seat has a number, under which its descriptors are in the set. It has a turn soon.
   mutating func sit(_ worker: HostedWorker) {
     unsafe workers[Int(worker.seat.state.pointee.number)] = worker
     worker.seat.begin(Clock.now, round: rounds)
@@ -88,7 +88,7 @@ struct HostLoop: ~Copyable {
     ready.append(worker)
   }
 
-  /// Who has a turn now; `nil`: the round is over.
+  /// The worker that has its turn now; `nil`: the round is over.
   mutating func next() -> HostedWorker? {
     guard position < round.count else { return nil }
     let worker = round[position]
@@ -99,7 +99,7 @@ struct HostLoop: ~Copyable {
     return worker
   }
 
-  /// The turn is over, and what its worker wishes is done.
+  /// Ends a turn, and notes when the worker wants the next one.
   mutating func settle(_ worker: HostedWorker, now: UInt64) {
     current = nil
     let rest = unsafe worker.seat.state.pointee.rest
@@ -116,7 +116,8 @@ struct HostLoop: ~Copyable {
     timed.append(worker)
   }
 
-  /// Begins the next round: with who had more to do, who got an event, and whose time has come. Sleeps while there is nobody.
+  /// Begins the next round, with the workers that have more to do, got an event, or have reached their deadline. Sleeps while
+  /// there are none.
   ///
   /// - Returns: whether the bell rang, and whether it slept.
   mutating func nextRound() -> (rang: Bool, slept: Bool) {
@@ -132,7 +133,7 @@ struct HostLoop: ~Copyable {
         naps.nap(atMost: earliest > now ? earliest - now : 0)
         let found = look(0, &outcome.rang)
         naps.note(found: found)
-        // Nobody came: now it sleeps.
+        // Nothing came: now it sleeps.
         if found == 0, earliest > Clock.now { _ = look(timeout, &outcome.rang) }
         now = Clock.now
       } else {
@@ -162,7 +163,7 @@ struct HostLoop: ~Copyable {
   private mutating func note(_ data: UInt64) -> Bool {
     let number = Int(data >> WorkerSeat.numberShift)
     guard number > 0 else { return true }
-    // Nobody any more: it moved, and has looked by itself.
+    // The worker has moved away, and has checked its queues itself.
     guard number < workers.count, let worker = workers[number] else { return false }
     if data & EpollWaiter.mailboxMark != 0 {
       unsafe worker.seat.state.pointee.mailboxRang = true

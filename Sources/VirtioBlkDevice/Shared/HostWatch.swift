@@ -1,4 +1,4 @@
-/// Looks whether shared threads stand still in somebody's turn.
+/// A watchdog that notices shared threads that are stuck in a worker's turn.
 internal import Dispatch
 internal import Glibc
 internal import Synchronization
@@ -7,9 +7,9 @@ internal import VirtioCore
 
 /// One for all shared threads. It sleeps for as long as all of them do.
 final class HostWatch: Sendable {
-  /// Between two looks, microseconds. A turn that is seen at two of them is too long: it takes a millisecond at most.
+  /// Time between two checks, microseconds. A turn that is seen by two of them is stuck: a turn takes a millisecond at most.
   private static let interval: UInt32 = 50_000
-  /// Looks in vain, after which it sleeps.
+  /// Checks without any activity, after which it sleeps.
   private static let patience = 20
 
   private let hosts = Mutex<[WorkerHost]>([])
@@ -38,7 +38,7 @@ final class HostWatch: Sendable {
   private func wake() { if isAsleep.exchange(false, ordering: .sequentiallyConsistent) { alarm.signal() } }
 
   private func run() {
-    // Threads that it makes serve queues.
+    // The threads that it makes serve queues.
     ThreadRole.queue.begin()
     var seen: [UInt64] = []
     var wakes: [UInt64] = []
@@ -59,7 +59,7 @@ final class HostWatch: Sendable {
       }
       idle = 0
       isAsleep.store(true, ordering: .sequentiallyConsistent)
-      // Who woke up before it could see that is seen here.
+      // A thread that woke up too early to see that is noticed here.
       if self.hosts.withLock({ $0 }).map(\.wakes) != wakes { wakeIfAsleep() }
       alarm.wait()
     }

@@ -1,24 +1,24 @@
-/// A worker that moves between threads: one that it shares with others, and one of its own.
+/// A worker that moves between a shared thread and its own thread.
 internal import SystemPackage
 internal import VirtioCore
 
-/// What a shared thread knows of a worker, whatever its ring and its engine are. One call a turn goes through here; what is called was
-/// made where both types are known, and nothing is looked up below it.
+/// What a shared thread knows about a worker, whatever its ring and engine are. One call per turn goes through a closure, which
+/// was made where both types are known: below it, nothing is dispatched dynamically.
 ///
-/// It belongs to one thread at a time, which hands it over by a lock or by making the next thread.
+/// It belongs to one thread at a time, which hands it over through a lock or by starting the next thread.
 final class HostedWorker: @unchecked Sendable {
   let seat: WorkerSeat
   let name: String
-  /// - Returns: false when it was its last.
+  /// - Returns: false if it was its last turn.
   let turn: () -> Bool
-  /// - Returns: false when its last queue has stopped.
+  /// - Returns: false if its last queue has stopped.
   let runAlone: () -> Bool
   private let moveAlone: (Bool) -> Errno?
   private let destroy: () -> Void
-  /// After its last turn, when nothing of it is left.
+  /// Called after its last turn, when it has been destroyed.
   private let ended: @Sendable () -> Void
 
-  /// - Throws: there is no memory for the requests in flight.
+  /// - Throws: if there is no memory for the requests in flight.
   @inline(__always)
   init<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>(
     _: Ring.Type, _ order: HostOrder, _ seat: WorkerSeat, _ engine: consuming Engine
@@ -59,12 +59,12 @@ struct HostOrder: Sendable {
   var configuration: WorkerConfiguration
   var plan: EnginePlan
   var name: String
-  /// Works on a thread of its own, where it cannot share one.
+  /// What to run on its own thread if it cannot share one.
   var body: BlockDevice.WorkerBody
-  /// When the worker is over.
+  /// Called when the worker has ended.
   var ended: @Sendable () -> Void
 
-  /// - Throws: its engine cannot be had here.
+  /// - Throws: if its engine cannot run on a shared thread, or cannot be made.
   func makeWorker(_ seat: WorkerSeat) throws(Errno) -> HostedWorker {
     let mailbox = configuration.mailbox.descriptor
     let descriptor = plan.image.descriptor
@@ -91,7 +91,7 @@ struct HostOrder: Sendable {
     }
   }
 
-  /// On a thread of its own after all. If no thread can be made, every start of a queue is answered with that.
+  /// Runs the worker on its own thread after all. If no thread can be made, every start of a queue is answered with that error.
   func runAlone() {
     do throws(Errno) {
       _ = try SystemThread(name: name) { [self] in

@@ -1,33 +1,34 @@
-/// When a shared thread sleeps for a moment although kicks may come: being woken for each costs more than the requests do.
+/// When a shared thread naps for a fixed time instead of sleeping until the next kick: being woken for each kick costs more
+/// than the requests do.
 internal import CLinux
 internal import Glibc
 
-/// Where kicks of many disks come one after the other, a thread that sleeps until the next one is woken for each. One that naps
-/// finds several at once, and each disk waits a little longer. It naps when its sleeps are short on average, and for as long as
-/// naps find more than one kick.
+/// If kicks of many disks arrive one after the other, a thread that sleeps until the next one is woken for each. A thread that
+/// naps finds several at once, and each disk waits a little longer. It naps when its sleeps are short on average, and for as
+/// long as naps find more than one kick.
 struct NapRule {
-  /// Nanoseconds; the kernel makes it up to 50 µs longer.
+  /// The length of a nap, nanoseconds; the kernel makes it up to 50 µs longer.
   private static let length: UInt64 = 100_000
-  /// Sleeps are short that last less on average: nanoseconds.
+  /// Sleeps are short if they last less than this on average, nanoseconds.
   private static let shortSleep: UInt64 = 40_000
-  /// Sleeps that make an average, and the most that are requested.
+  /// How many sleeps have to be averaged before it naps: at first, and at most.
   private static let sleeps = (least: 32, most: 8192)
-  /// Naps in a row that find one kick or none, after which it sleeps.
+  /// Naps in a row that find one kick or none, after which it stops napping.
   private static let vainNaps = 8
-  /// As many naps were no mistake.
+  /// After this many naps, napping was no mistake.
   private static let goodNaps = 64
 
   private(set) var isOn = false
   private var wanted = sleeps.least
   private var count = 0
-  /// Of the last sixteen sleeps or so, nanoseconds.
+  /// The average of about the last sixteen sleeps, nanoseconds.
   private var average = 4 * shortSleep
   private var naps = 0
   private var vain = 0
 
-  /// It slept until something came.
+  /// The thread slept until something came.
   mutating func note(slept: UInt64) {
-    // A long one is one of many all the same.
+    // One long sleep must not outweigh many short ones.
     average = (average * 15 + min(slept, 4 * Self.shortSleep)) / 16
     count += 1
     guard count >= wanted, average < Self.shortSleep else { return }
@@ -40,12 +41,12 @@ struct NapRule {
     _ = unsafe nanosleep(&time, nil)
   }
 
-  /// What a nap found.
+  /// Notes how many events a nap found.
   mutating func note(found: Int) {
     naps += 1
     vain = found > 1 ? 0 : vain + 1
     guard vain >= Self.vainNaps else { return }
-    // A driver that waits for each answer looks the same as many, until it is tried.
+    // One driver that waits for each answer looks like many drivers, until naps are tried.
     wanted = naps < Self.goodNaps ? min(wanted * 2, Self.sleeps.most) : Self.sleeps.least
     (isOn, count, average) = (false, 0, 4 * Self.shortSleep)
   }

@@ -4,7 +4,7 @@ internal import Dispatch
 final class SeatEnd: Sendable {
   private let semaphore = DispatchSemaphore(value: 0)
 
-  /// Nothing of the worker is left.
+  /// The worker has ended.
   func come() { semaphore.signal() }
 
   /// Waits for that.

@@ -7,25 +7,25 @@ internal import VirtioCore
 
 /// Threads that the queues of many disks share.
 ///
-/// A thread for each queue is the fastest for a few disks, and the most expensive for many: each request then wakes a thread of
-/// its own. With shared workers one thread sleeps for the kicks of all, and runs a turn for each worker that has something to
-/// do.
+/// A thread for each queue is fastest for a few disks and most expensive for many: each request then wakes its own thread. A
+/// shared thread waits for the kicks of all its workers, and runs a turn for each worker that has something to do.
 ///
-/// Only what never waits sits there: images in memory, and no medium at all. Disks whose medium can wait, whose queues are to
-/// poll, to be pinned or to have a number of threads, and those that are layered (faults deliberately, records) keep threads
-/// of their own. A worker that takes more than a quarter of a shared thread moves to one of its own for as long as that lasts.
+/// Only disks that never block share threads: images in memory, and disks without a medium. Disks keep their own threads if
+/// their medium can block, if their queues are to poll, to be pinned or to have a given number of threads, and if their engine
+/// has layers (injected faults, a recording). A worker that takes more than a quarter of a shared thread moves to its own
+/// thread for as long as that lasts.
 public final class SharedWorkers: Sendable {
-  /// The number of disks from which on they share threads by default, counted when a queue starts.
+  /// With at least this many disks, they share threads by default; counted when a queue starts.
   public static let usualLeastDisks = 8
 
   /// Threads; `nil`: one for each CPU that the process may use, 8 at most.
   public let wantedCount: Int?
-  /// With fewer disks each queue has a thread of its own.
+  /// With fewer disks each queue has its own thread.
   public let leastDisks: Int
 
   private struct State {
     var disks = 0
-    /// Disks that are about to be there.
+    /// Disks that are about to be added.
     var expected = 0
     var hosts: [WorkerHost] = []
     /// No threads were available: this is not tried again.
@@ -35,10 +35,10 @@ public final class SharedWorkers: Sendable {
   private let state = Mutex(State())
   private let watch = HostWatch()
 
-  /// No thread runs before the first queue is started that shares one.
+  /// No thread runs before the first queue that shares one is started.
   ///
   /// - Parameters:
-  ///   - count: threads, at least 1; `nil`: as the machine has CPUs.
+  ///   - count: threads, at least 1; `nil`: one for each CPU that the process may use, 8 at most.
   ///   - leastDisks: with fewer disks nothing is shared; 1: always.
   public init(count: Int? = nil, leastDisks: Int = SharedWorkers.usualLeastDisks) {
     wantedCount = count.map { max(1, $0) }
@@ -51,22 +51,23 @@ public final class SharedWorkers: Sendable {
     for host in hosts { host.end() }
   }
 
-  /// A disk is there that may share.
+  /// Adds a disk that may share threads.
   func add() { state.withLock { $0.disks += 1 } }
   func remove() { state.withLock { $0.disks -= 1 } }
 
-  /// So many disks are about to be there, of which the first start before the last is made. - Parameter disks: 0 when they are.
+  /// Announces disks, the first of which start before the last is made. - Parameter disks: how many; 0 once they have been
+  /// added.
   package func expect(_ disks: Int) { state.withLock { $0.expected = disks } }
 
-  /// There are threads.
+  /// Whether there are threads.
   package var hasBegun: Bool { state.withLock { !$0.hosts.isEmpty } }
-  /// Workers that have a thread of their own for now, or for good.
+  /// Workers that have their own thread, for now or permanently.
   package var alone: Int { state.withLock { $0.hosts.reduce(0) { $0 + $1.alone } } }
-  /// Threads that were begun because one stood still.
+  /// Threads that were started because one was stuck.
   package var rescues: Int { state.withLock { $0.hosts.reduce(0) { $0 + $1.rescues } } }
 
-  /// Has a worker made on the thread with the fewest.
-  /// - Returns: false when it is to have a thread of its own.
+  /// Has a worker made on the thread with the fewest workers.
+  /// - Returns: false if it is to have its own thread.
   func take(_ order: HostOrder) -> Bool {
     let host = state.withLock { state -> WorkerHost? in
       guard max(state.disks, state.expected) >= leastDisks, !state.hasFailed else { return nil }
@@ -86,7 +87,7 @@ public final class SharedWorkers: Sendable {
         watch.add(host)
       }
     } catch {
-      // Some of them are enough.
+      // Fewer threads than wanted are enough.
       state.hasFailed = state.hosts.isEmpty
     }
   }
@@ -94,7 +95,7 @@ public final class SharedWorkers: Sendable {
   private static var usableProcessors: Int { min(8, max(1, Int(clinux_usable_processors()))) }
 }
 
-/// Who waits for the end of a worker: of its thread, or of its seat.
+/// What to wait for at the end of a worker: its thread, or its seat.
 enum WorkerRun: Sendable {
   case thread(SystemThread)
   case seat(SeatEnd)

@@ -1,18 +1,18 @@
-/// A thread that turns the workers of many disks, one after the other, round and round.
+/// A thread that runs the workers of many disks in turn.
 internal import Glibc
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Nobody who sits here can hold up the others for long. Who takes much of the thread, turn by turn, gets a thread of its own
-/// as long as that lasts. Who stalls in a turn (in a system call, or at a page that does not come) keeps the thread, and
-/// another one continues with the others: see `rescue`.
+/// No worker can hold up the others for long. One that takes much of the thread, turn after turn, gets its own thread for as
+/// long as that lasts. One that is stuck in a turn (in a system call, or in a page fault that is not resolved) keeps the
+/// thread, and another thread continues with the others: see `rescue`.
 @safe
 final class WorkerHost: @unchecked Sendable {
   /// A worker that arrives.
   private enum Guest {
     case new(HostOrder)
-    /// It was alone, and sleeps most of the time.
+    /// It had its own thread, and sleeps most of the time.
     case back(HostedWorker)
   }
 
@@ -26,8 +26,7 @@ final class WorkerHost: @unchecked Sendable {
   private let door = Mutex(Door())
   private let bell: OwnedDescriptor
   private let loop: UnsafeMutablePointer<HostLoop>
-  /// Twice the number of the last turn, and 1 more while it is in progress; `max` when the thread that is in it has lost the
-  /// others.
+  /// Twice the number of the last turn, plus 1 while it is in progress; `max` once another thread has taken over the others.
   private let turnWord = Atomic<UInt64>(0)
   private let wakeCount = Atomic<UInt64>(0)
   private let watch: HostWatch
@@ -65,19 +64,19 @@ final class WorkerHost: @unchecked Sendable {
   }
 
   private func beginThread(_ body: @escaping @Sendable () -> Void) throws(Errno) {
-    // Nobody joins it: it goes by itself when the last who sits here has gone.
+    // Nobody joins it: it ends by itself when its last worker has gone.
     _ = try SystemThread(name: "shared \(index)", cpu: cpu, body)
   }
 
-  /// How many sit here, or are about to.
+  /// Workers that are here, or are about to be.
   var load: Int { seats.load(ordering: .relaxed) }
 
-  /// How many of them have a thread of their own.
+  /// How many of them have their own thread.
   var alone: Int { aloneCount.load(ordering: .relaxed) }
   /// How often another thread continued with the others.
   var rescues: Int { rescueCount.load(ordering: .relaxed) }
 
-  /// Makes a worker here, some time soon.
+  /// Has a worker made on this thread; does not wait for that.
   func take(_ order: HostOrder) {
     seats.wrappingAdd(1, ordering: .relaxed)
     var order = order
@@ -95,7 +94,7 @@ final class WorkerHost: @unchecked Sendable {
     EventCounter.signal(bell.rawValue)
   }
 
-  /// Nobody new comes; the thread ends when nobody sits here.
+  /// No more workers arrive; the thread ends when the last one has gone.
   func end() {
     door.withLock { $0.isOver = true }
     EventCounter.signal(bell.rawValue)
@@ -108,11 +107,11 @@ final class WorkerHost: @unchecked Sendable {
     while true {
       while let worker = unsafe loop.pointee.next() {
         let word = unsafe loop.pointee.turnNumber &* 2 &+ 1
-        // Release: a thread that takes over sees what the loop has.
+        // Release: a thread that takes over sees the state of the loop.
         turnWord.store(word, ordering: .releasing)
         let goesOn = worker.turn()
         guard turnWord.compareExchange(expected: word, desired: word &- 1, ordering: .acquiringAndReleasing).exchanged else {
-          // It stood still, and the others have another thread. This one is its own from now on.
+          // The worker was stuck, and another thread has taken over the others. This one is its own from now on.
           unsafe worker.seat.state.pointee.standstills += 1
           return goOnAlone(worker, goesOn)
         }
@@ -140,7 +139,7 @@ final class WorkerHost: @unchecked Sendable {
     }
   }
 
-  /// - Returns: false when this thread is over.
+  /// - Returns: false if this thread has to end.
   private func answerDoor() -> Bool {
     EventCounter.drain(bell.rawValue)
     let (guests, isOver) = door.withLock { door in
@@ -148,7 +147,7 @@ final class WorkerHost: @unchecked Sendable {
       return (door.guests, door.isOver)
     }
     for guest in guests { seat(guest) }
-    // Those that are alone now may come back.
+    // Workers that have their own thread now may come back.
     return !isOver || load > 0
   }
 
@@ -169,7 +168,7 @@ final class WorkerHost: @unchecked Sendable {
         unsafe loop.pointee.sit(worker)
       } catch {
         unsafe loop.pointee.giveNumber(number)
-        // The thread that it came from ends, so that there will be room for one: the others have their turns meanwhile.
+        // The thread that it came from is ending, so there will be room for a new one; meanwhile the others have their turns.
         if !giveThread(worker) {
           usleep(1000)
           ring(.back(worker))
@@ -178,9 +177,9 @@ final class WorkerHost: @unchecked Sendable {
     }
   }
 
-  // MARK: Threads of their own
+  // MARK: Workers with their own thread
 
-  /// - Returns: false when no thread is available.
+  /// - Returns: false if no thread is available.
   private func giveThread(_ worker: HostedWorker) -> Bool {
     do throws(Errno) {
       _ = try SystemThread(name: worker.name) { [self] in goOnAlone(worker, true) }
@@ -188,7 +187,7 @@ final class WorkerHost: @unchecked Sendable {
     } catch { return false }
   }
 
-  /// The calling thread is this worker's, until it can share one again.
+  /// Runs this worker alone on the calling thread, until it can share one again.
   private func goOnAlone(_ worker: HostedWorker, _ goesOn: Bool) {
     aloneCount.wrappingAdd(1, ordering: .relaxed)
     defer { aloneCount.wrappingSubtract(1, ordering: .relaxed) }
@@ -201,7 +200,7 @@ final class WorkerHost: @unchecked Sendable {
     unsafe state.pointee.deadline = .max
     worker.seat.begin(Clock.now, round: 0)
     do throws(Errno) { try worker.move(alone: true) } catch {
-      // No descriptor for a set of its own: then it has to sit with others.
+      // There is no descriptor for its own epoll set, so it has to share a thread.
       return ring(.back(worker))
     }
     guard worker.runAlone() else { return worker.end() }
@@ -209,20 +208,20 @@ final class WorkerHost: @unchecked Sendable {
     ring(.back(worker))
   }
 
-  // MARK: Standstill
+  // MARK: Stuck turns
 
   /// Changes with each turn; odd while one is in progress.
   var turn: UInt64 { turnWord.load(ordering: .acquiring) }
   /// How often the thread woke up.
   var wakes: UInt64 { wakeCount.load(ordering: .sequentiallyConsistent) }
 
-  /// Lets another thread continue with everybody but the one whose turn does not end.
+  /// Lets another thread continue with all workers except the one whose turn does not end.
   ///
-  /// - Parameter word: what `turn` was all the time.
+  /// - Parameter word: the value of `turn`, which has not changed since the last check.
   func rescue(from word: UInt64) {
     do throws(Errno) {
       try beginThread { [self] in
-        // Acquire: what the loop has is as the other thread left it at the beginning of that turn.
+        // Acquire: the loop is seen as the other thread left it at the beginning of that turn.
         guard
           turnWord.compareExchange(expected: word, desired: .max, ordering: .acquiringAndReleasing).exchanged
         else { return }

@@ -1,25 +1,25 @@
-/// The limits of a disk as its queues keep to them, each on a thread of its own.
+/// The limits of a disk, shared by its queues, which run on different threads.
 ///
-/// A queue books the time at which its next requests may go, a few at once, and sleeps until then; only then it books again. So
-/// nobody looks in vain, and queues that wait have their turns one after the other, whatever they have waiting.
+/// A queue books the time at which its next requests may start, a few at once, and sleeps until then; only then does it book
+/// again. So no queue wakes up in vain, and waiting queues take turns, however much each has waiting.
 internal import Synchronization
 internal import VirtioCore
 
-/// What limits tell apart.
+/// The kinds of requests that have separate limits.
 enum ThrottledKind: CaseIterable {
   case read, write
 }
 
-/// Requests of one queue that may go at a moment.
+/// Requests of one queue that may start at the same moment.
 struct Booking: Equatable {
-  /// Nanoseconds of the clock that was booked with; not later than now: at once.
+  /// Nanoseconds of the clock used for booking; if it has passed, they may start at once.
   var due: UInt64
   /// How many; at least 1.
   var count: Int
 }
 
 final class DiskThrottle: Sendable {
-  /// What one booking may come to, as time at the limit's rate, unless it is one request.
+  /// The most that one booking may take, as time at the limit's rate, unless it is a single request.
   static let quantum: UInt64 = 5_000_000  // nanoseconds
 
   private struct State {
@@ -28,7 +28,7 @@ final class DiskThrottle: Sendable {
     var bytes: (read: TokenBucket?, write: TokenBucket?, total: TokenBucket?)
     var isLimited = false
 
-    /// When the next request of a kind may go; in the past: at once.
+    /// When the next request of a kind may start; in the past: at once.
     func ready(_ kind: ThrottledKind) -> UInt64 {
       let own = kind == .read ? (requests.read, bytes.read) : (requests.write, bytes.write)
       return max(
@@ -60,16 +60,16 @@ final class DiskThrottle: Sendable {
       bytes: (bucket(limits.readBytes), bucket(limits.writeBytes), bucket(limits.totalBytes)), isLimited: !limits.isEmpty)
   }
 
-  /// Other limits from now on. Debts are forgotten, and nothing is saved up. What was booked is void: queues book again.
+  /// Replaces the limits. Debts are cancelled, and the buckets start empty. Bookings become void: queues have to book again.
   func set(_ limits: RateLimits, now: UInt64) {
     let new = Self.state(limits, now: now, isFull: false)
     state.withLock { $0 = new }
   }
 
-  /// There is a limit of any kind.
+  /// Whether there is any limit.
   var isLimited: Bool { state.withLock { $0.isLimited } }
 
-  /// When what was taken so far is paid; in the past: it is. A kind that has no limit owes nothing.
+  /// When everything that was taken so far is paid for; in the past: it is. A kind without a limit owes nothing.
   var ready: UInt64 { state.withLock { state in ThrottledKind.allCases.map { state.ready($0) }.max() ?? 0 } }
 
   /// Books for the first of some requests of one queue.
@@ -90,7 +90,7 @@ final class DiskThrottle: Sendable {
     }
   }
 
-  /// Takes for a request that goes at once whatever the limits say; others pay for it by waiting.
+  /// Takes tokens for a request that starts at once whatever the limits say; others pay for it by waiting.
   func charge(_ kind: ThrottledKind, bytes: UInt64, now: UInt64) {
     state.withLock { $0.take(kind, bytes: bytes, now: now) }
   }

@@ -1,18 +1,18 @@
 /// Requests of one queue and one kind that wait for a limit.
 
-/// First come, first served. It has no memory before `open`, so that a queue that is never limited has none for it.
+/// A FIFO. It allocates no memory before `open`, so a queue that is never limited has none for it.
 @safe
 struct WaitingLine: ~Copyable {
-  /// Requests that are booked for at once at most; a limit that lets more go in one booking's time has more bookings.
+  /// The most requests of one booking; a limit that allows more in the time of one booking takes several bookings.
   private static let bookedAtOnce = 128
 
   /// Slots, in a ring.
   private var slots: UnsafeMutableBufferPointer<UInt16>
   private var head = 0
   private(set) var count = 0
-  /// Of those that are booked for.
+  /// The sizes of those that are booked for.
   private var sizes: UnsafeMutableBufferPointer<UInt64>
-  /// What is booked for the first of them, as far as it was not used yet; `nil`: nothing.
+  /// What is booked for the first of them and not used yet; `nil`: nothing.
   private var booking: Booking?
 
   init() {
@@ -35,7 +35,7 @@ struct WaitingLine: ~Copyable {
   }
 
   var isEmpty: Bool { count == 0 }
-  /// There is one, and nobody else.
+  /// Whether exactly one is waiting.
   var isSingle: Bool { count == 1 }
 
   private func slot(_ place: Int) -> Int { Int(unsafe slots[(head + place) % slots.count]) }
@@ -48,7 +48,7 @@ struct WaitingLine: ~Copyable {
     return first
   }
 
-  /// When the next one may go; `nil` when nobody waits.
+  /// When the next one may start; `nil` if none is waiting.
   var due: UInt64? { isEmpty ? nil : booking?.due ?? 0 }
 
   mutating func append(_ index: Int) {
@@ -57,10 +57,10 @@ struct WaitingLine: ~Copyable {
     count += 1
   }
 
-  /// What was booked is void.
+  /// The booking is void.
   mutating func forgetBooking() { booking = nil }
 
-  /// Takes the next one if it may go now.
+  /// Takes the next one if it may start now.
   ///
   /// - Parameter slab: where the sizes of the requests are.
   mutating func next(_ kind: ThrottledKind, _ throttle: DiskThrottle, _ slab: borrowing RequestSlab, now: UInt64) -> Int? {

@@ -1,8 +1,8 @@
-/// Where one worker writes its trace: memory of our own of a size that is said beforehand. The oldest records are overwritten.
+/// The buffer of one worker's trace: private memory of a fixed size. The oldest records are overwritten.
 internal import SystemPackage
 internal import VirtioCore
 
-/// What is kept of a request until it is answered. All 0: it was not seen when it was taken.
+/// What is recorded of a request until it is answered. All 0: it was not traced when it was popped.
 struct TracedRequest {
   var taken: UInt64 = 0
   var started: UInt64 = 0
@@ -11,19 +11,19 @@ struct TracedRequest {
   var bytes: UInt64 = 0
 }
 
-/// Where records go: pointers alone, so that writing counts no references. Its owner also keeps the buffer alive.
+/// Appends records to a buffer. It holds only pointers, so that writing counts no references; its owner keeps the buffer alive.
 @safe
 struct TraceWriter {
   fileprivate let records: UnsafeMutablePointer<TraceRecord>
   fileprivate let requests: UnsafeMutablePointer<TracedRequest>
-  /// Records that were ever written.
+  /// The number of records written so far.
   fileprivate let written: UnsafeMutablePointer<UInt64>
   fileprivate let mask: UInt64
   private let clock = TickClock.shared
 
   var now: UInt64 { @inline(__always) get { clock.now } }
 
-  /// How long it is from one reading of the clock to another.
+  /// The time between two readings of the clock.
   func nanoseconds(from start: UInt64, to end: UInt64) -> UInt64 { clock.nanoseconds(from: start, to: end) }
 
   func append(_ record: TraceRecord) {
@@ -32,29 +32,29 @@ struct TraceWriter {
     unsafe written.pointee = number &+ 1
   }
 
-  /// What is kept of the requests of a lane, by their slots.
+  /// What is recorded of a lane's requests, by their slots.
   func requests(ofLane lane: Int) -> UnsafeMutablePointer<TracedRequest> { unsafe requests + lane * LaneContext.slots }
 }
 
-/// Belongs to its worker from the order to trace until that has told that it stopped, and to the control plane before and after:
-/// the locks of mailbox and news lie between.
+/// Belongs to its worker from the order to trace until the worker reports that it has stopped, and to the control plane before
+/// and after: it is handed over under the locks of the mailbox and the news.
 @safe
 package final class TraceBuffer: @unchecked Sendable {
-  /// Where the number of records is, apart from the records.
+  /// Bytes for the number of records, apart from the records.
   private static let headSize = 64
 
   /// Records, a power of two.
   package let capacity: Int
   private let mapping: Mapping
   let writer: TraceWriter
-  /// Records that are written within a tenth of a second, about.
+  /// About how many records are written in a tenth of a second.
   let budget: UInt64
 
   /// - Parameters:
-  ///   - capacity: records, a power of two. Memory is used as they come.
-  ///   - budget: records that are written within a tenth of a second; `nil`: all that there are.
+  ///   - capacity: records, a power of two. Memory is allocated as they are written.
+  ///   - budget: about how many records are written in a tenth of a second; `nil`: all.
   ///   - lanes: queues that the worker may have.
-  /// - Throws: there is no memory.
+  /// - Throws: if there is not enough memory.
   init(capacity: Int, budget: Int?, lanes: Int) throws(Errno) {
     let (size, slots) = (capacity * TraceRecord.size, lanes * LaneContext.slots)
     mapping = try Mapping(anonymous: Self.headSize + size + slots * MemoryLayout<TracedRequest>.stride)
@@ -93,11 +93,11 @@ package final class TraceBuffer: @unchecked Sendable {
 /// An order to a worker about its trace.
 enum TraceOrder: Sendable {
   case start(TraceBuffer)
-  /// With the number that goes back.
+  /// With the number of the trace, which is reported back.
   case stop(UInt64)
 }
 
-/// What a lane has for its trace.
+/// A lane's part of a trace.
 @safe
 struct LaneTrace {
   let writer: TraceWriter
@@ -105,8 +105,8 @@ struct LaneTrace {
   let requests: UnsafeMutablePointer<TracedRequest>
   /// When it began.
   let began: UInt64
-  /// Requests that were written down as taken, and are not answered.
+  /// Requests that were recorded when they were popped, and are not answered yet.
   var inFlight = 0
-  /// What is taken is not written down at present.
+  /// Requests that are popped at present are not recorded.
   var isResting = false
 }

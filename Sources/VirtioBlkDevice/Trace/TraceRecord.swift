@@ -1,33 +1,33 @@
-/// What a trace says: one record for each request that was answered, and for each thing that its thread did.
+/// The records of a trace: one for each request that was answered, and one for each thing that its thread did.
 
-/// 64 bytes, eight little-endian words, so that who reads it needs nothing but this description.
+/// 64 bytes, eight little-endian words, so that a reader needs nothing but this description.
 ///
 /// | word | of a request | of a publication | of a span (asleep, polling, rest) | of a kick |
 /// |---|---|---|---|---|
 /// | 0 | kind, request kind, status, 0, queue (16 bits), head (16 bits) | kind, queue | kind | kind |
 /// | 1 | sector | chains published | 0 | 0 |
 /// | 2 | bytes | 0 | 0 | 0 |
-/// | 3 | taken | begun | begun | noticed |
+/// | 3 | popped | began | began | noticed |
 /// | 4 | started, 0: at once | call sent, 0: none | ended | 0 |
 /// | 5 | completed by the medium | 0 | 0 | 0 |
 /// | 6 | answered, 0: not yet | 0 | 0 | 0 |
 /// | 7 | 0 | 0 | 0 | 0 |
 ///
-/// Times are ticks of the clock that `TraceMoment` ties to the system's.
+/// Times are ticks; `TraceMoment` relates them to the system's clock.
 package struct TraceRecord: Hashable, Sendable {
   package static let size = 64
-  /// Of the layout, for those who read what another version wrote.
+  /// The version of the layout, for readers of what another version wrote.
   package static let format = 1
 
   package enum Kind: UInt8, Sendable {
     case request = 1
-    /// What was answered was shown to the driver.
+    /// Answers were published to the driver.
     case publication = 2
     case asleep = 3
     case polling = 4
     /// A notification of the driver was noticed.
     case kick = 5
-    /// Nothing was recorded for a while, so that recording costs little.
+    /// Nothing was recorded for a while, to keep the cost of recording low.
     case rest = 6
   }
 
@@ -53,18 +53,18 @@ package struct TraceRecord: Hashable, Sendable {
 
   package var kind: Kind { Kind(rawValue: UInt8(truncatingIfNeeded: words.0)) ?? .kick }
   package var request: RequestKind { RequestKind(rawValue: Int(words.0 >> 8 & 0xff)) ?? .other }
-  /// The status byte that the driver got.
+  /// The status byte of the answer.
   package var status: UInt8 { UInt8(truncatingIfNeeded: words.0 >> 16) }
   package var queue: Int { Int(words.0 >> 32 & 0xffff) }
-  /// The chain's name in the ring.
+  /// The chain's head in the ring.
   package var head: UInt16 { UInt16(truncatingIfNeeded: words.0 >> 48) }
-  /// Of 512 bytes.
+  /// In units of 512 bytes.
   package var sector: UInt64 { words.1 }
-  /// Of a read or a write; 0 for anything else.
+  /// The bytes of a read or a write; 0 for anything else.
   package var bytes: UInt64 { words.2 }
-  /// When it began, or was taken, or was noticed.
+  /// When it began, was popped, or was noticed.
   package var begin: UInt64 { words.3 }
-  /// A request's start, a publication's call or a span's end; 0 as the table above has it.
+  /// A request's start, a publication's call or a span's end; 0 as in the table above.
   package var next: UInt64 { words.4 }
   package var completed: UInt64 { words.5 }
   package var answered: UInt64 { words.6 }
@@ -76,7 +76,7 @@ package struct TraceRecord: Hashable, Sendable {
 
 /// The two clocks at one moment.
 package struct TraceMoment: Hashable, Sendable, Codable {
-  /// As in records.
+  /// Ticks, as in records.
   package var ticks: UInt64
   /// Nanoseconds of CLOCK_MONOTONIC.
   package var time: UInt64

@@ -8,14 +8,14 @@ struct Coalescing {
   /// When the oldest answer that the driver was not notified of has waited long enough.
   private(set) var deadline: UInt64?
 
-  /// `nil` for the other ways to notify.
+  /// `nil` for the other kinds of notification.
   init?(_ notification: Notification) {
     guard case .coalesce(let count, let microseconds) = notification else { return nil }
     self.count = count
     nanoseconds = UInt64(max(microseconds, 0)) * 1000
   }
 
-  /// Whether it is time to notify, now that so many more answers are published.
+  /// Whether it is time to notify, now that this many more answers have been published.
   @inline(never)
   mutating func isDue(after published: Int) -> Bool {
     untold += published

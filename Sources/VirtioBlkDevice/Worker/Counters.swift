@@ -1,9 +1,9 @@
-/// What a worker has done: numbers that only it writes and anybody may read at any time.
+/// A worker's counters: only the worker writes them, and anybody may read them at any time.
 internal import VirtioCore
 
 /// Totals since the device was made.
 public struct BlockCounters: Hashable, Sendable {
-  /// IN requests that were popped, whatever became of them.
+  /// IN requests that were popped, whatever their outcome.
   public var reads: UInt64 = 0
   /// OUT requests.
   public var writes: UInt64 = 0
@@ -13,15 +13,15 @@ public struct BlockCounters: Hashable, Sendable {
   public var discards: UInt64 = 0
   /// WRITE_ZEROES requests.
   public var writeZeroes: UInt64 = 0
-  /// GET_ID and everything that was refused for its type.
+  /// GET_ID, GET_LIFETIME, SECURE_ERASE, zone commands and reports, and requests that were refused because of their type.
   public var others: UInt64 = 0
-  /// Requests answered with another status than OK.
+  /// Requests answered with a status other than OK.
   public var failures: UInt64 = 0
   /// Of those, answered with IOERR.
   public var ioErrors: UInt64 = 0
   /// Of those, answered with UNSUPP.
   public var unsupported: UInt64 = 0
-  /// Of those with IOERR, what the medium failed, or could no longer be submitted.
+  /// Of those with IOERR: requests that the medium failed, or that could no longer be submitted.
   public var mediumFailures: UInt64 = 0
   /// Bytes requested by reads.
   public var bytesRead: UInt64 = 0
@@ -42,15 +42,15 @@ public struct BlockCounters: Hashable, Sendable {
   /// Requests that went through an aligned copy.
   public var bounces: UInt64 = 0
 
-  /// Of those with IOERR, what never reached the medium: malformed, outside the disk, not allowed. Read while queues run, it
-  /// may be off by a few.
+  /// Of those with IOERR: requests that never reached the medium, because they were malformed, outside the disk, or not
+  /// allowed. If it is read while queues run, it may be off by a few.
   public var refusals: UInt64 { ioErrors > mediumFailures ? ioErrors - mediumFailures : 0 }
 
   /// All requests that were popped.
   public var requests: UInt64 { reads &+ writes &+ flushes &+ discards &+ writeZeroes &+ others }
 }
 
-/// One worker's counters in memory of the device's: written without a lock by one thread, read by others.
+/// One worker's counters, in memory that belongs to the device: written without a lock by one thread, and read by others.
 @safe
 struct CounterBlock: @unchecked Sendable {
   enum Counter: Int, CaseIterable {
@@ -61,7 +61,7 @@ struct CounterBlock: @unchecked Sendable {
 
   private let base: UnsafeMutablePointer<UInt64>
 
-  /// Zeroed counters on cache lines of their own; never freed before `deallocate`.
+  /// Zeroed counters on separate cache lines; not freed before `deallocate`.
   init() {
     unsafe base = UnsafeMutableRawPointer.allocate(byteCount: 256, alignment: 128).bindMemory(to: UInt64.self, capacity: 32)
     unsafe base.initialize(repeating: 0, count: 32)

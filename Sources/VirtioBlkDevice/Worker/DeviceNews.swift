@@ -1,18 +1,18 @@
-/// What workers report to the control plane, kept until it asks.
+/// What workers report to the control plane, stored until it asks.
 internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// What a worker says to an order to prepare.
+/// A worker's answer to an order to prepare.
 struct Preparation: Sendable {
   var worker: Int
-  /// The order's.
+  /// The number of the order.
   var number: UInt64
   /// `nil`: it is ready.
   var error: QueueError?
 }
 
-/// Everything that was reported since the last request, oldest first.
+/// Everything that was reported since it was last taken, oldest first.
 struct News: Sendable {
   var events: [DeviceEvent] = []
   var preparations: [Preparation] = []
@@ -26,8 +26,8 @@ struct News: Sendable {
   var imageSize: UInt64?
 }
 
-/// A locked list and an eventfd. It cannot grow: a queue reports each event once before it is started again, or only the last one
-/// counts, and of what can be reported more often a few are kept and the rest are counted.
+/// A list under a lock, and an eventfd. The list is bounded: a queue reports each event once before it is started again, or
+/// only the last one counts; of notices, which may be more frequent, a few are kept and the rest are counted.
 final class DeviceNews: Sendable {
   private static let noticeLimit = 8
 
@@ -56,7 +56,7 @@ final class DeviceNews: Sendable {
         }
         state.notices += 1
       case .translationMissed(let queue, _):
-        // It waits for one thing at a time.
+        // A queue waits for one translation at a time.
         state.news.events.removeAll { if case .translationMissed(queue, _) = $0 { true } else { false } }
       default: break
       }

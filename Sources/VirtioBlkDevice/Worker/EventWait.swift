@@ -1,4 +1,4 @@
-/// Waiting for one descriptor, without epoll.
+/// Waiting for a single descriptor, without an epoll set that lasts.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage

@@ -1,5 +1,5 @@
-/// Answers off the fast path: with another status than OK, in the order of the requests, where the driver relies on it or recovery
-/// after a crash needs it, and with a dirty log.
+/// Answers off the fast path: with a status other than OK, in the order of the requests (if the driver relies on that, or
+/// recovery after a crash needs it), and with a dirty log.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -40,7 +40,7 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: In the order of the requests, and with a dirty log
 
-  /// As `complete`. Nothing more is to be done if it is a plain transfer, and its answer is due.
+  /// Like `complete`, with a shortcut for a plain transfer whose answer is due.
   @inline(__always)
   mutating func completeInOrder<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)
@@ -55,11 +55,11 @@ extension Lane where Ring: ~Copyable {
     if order.waitingCount > 0 { answerDue() }
   }
 
-  /// As `answer`, of a request whose status is set. In order, an answer waits for those of all earlier requests.
+  /// Like `answer`, for a request whose status is set. In order, an answer waits for those of all earlier requests.
   @inline(__always)
   mutating func answerWatched(_ index: Int, _ slot: UnsafeMutablePointer<RequestSlot>, written: UInt32) {
-    // So far the slot's `written` is the length for a request that completes. One that passes 0 wrote something other than
-    // that.
+    // Until now the slot's `written` is the length of a request that succeeds. A different length, or 0, means that not all of
+    // it was written.
     if isInOrder { unsafe slot.pointee.isWhole = written > 0 && written == slot.pointee.written }
     unsafe slot.pointee.written = written
     guard isOrdered else { return unsafe showWatched(index, slot) }
@@ -87,8 +87,8 @@ extension Lane where Ring: ~Copyable {
     slab.give(index)
   }
 
-  /// Answers a transfer that completed in place while no request is in flight that has to be answered before it: all it needs
-  /// of its slot are the segments.
+  /// Answers a transfer that completed in place while no request that has to be answered before it is in flight: it uses only
+  /// the segments of its slot.
   @inline(__always)
   mutating func answerInPlace(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int

@@ -1,9 +1,9 @@
-/// What happens to a lane from outside: its end, other sinks, memory and media that go away.
+/// What happens to a lane from outside: stopping, new sinks, loss of memory and of the medium.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Nothing more is taken. What a previous run left in flight is in flight, too, and is completed, unless it waits for a translation:
-  /// then it stays in the record, for the next start of the queue.
+  /// Pops nothing more. Requests that a previous run left in flight are completed, too, unless they wait for a translation:
+  /// those stay in the record, for the next start of the queue.
   mutating func drain() {
     if !parked.isEmpty { giveUpParked() }
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }
@@ -17,11 +17,11 @@ extension Lane where Ring: ~Copyable {
 
   mutating func replaceCall(_ call: CallSink) {
     self.call = call
-    // Something may have been published after the old one was no longer watched.
+    // Answers may have been published after the old one was no longer watched.
     call.signal()
   }
 
-  /// Whether all of the queue's memory is still the driver's. A queue with memory that is not stops.
+  /// Whether all of the queue's memory is still there. If it is not, the queue stops.
   @inline(never)
   mutating func isMemoryThere() -> Bool {
     // The count is read first, so that what happens in the meantime is noticed next time.
@@ -35,7 +35,7 @@ extension Lane where Ring: ~Copyable {
       fail(.logLost)
       return false
     }
-    // It is no longer known what is in flight.
+    // Without the record it is no longer known what is in flight.
     guard inflight?.hasFaulted != true else {
       fail(.inflightLost)
       return false
@@ -45,7 +45,7 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// Checks memory first, and logs what was written.
+  /// Publishes after a check of the memory, and logs what was written.
   @inline(never)
   mutating func publishWithCare() {
     guard isMemoryThere() else { return }
@@ -58,16 +58,16 @@ extension Lane where Ring: ~Copyable {
     if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
-  /// The last publication of a lane that is stopped: a call that was being held back is due now.
+  /// Publishes for the last time, when a lane is stopped: a call that was held back is due now.
   mutating func publishLast() {
     coalescing = nil
     publish()
   }
 
-  /// When a call that is being held back is due; `Clock` nanoseconds.
+  /// When a call that is held back is due; `Clock` nanoseconds.
   var callDeadline: UInt64? { coalescing?.deadline }
 
-  /// Whether a write may begin: its header and data are the driver's, and the file has not been truncated below its end.
+  /// Whether a write may begin: its header and data came from the driver, and the file has not been truncated below its end.
   @inline(never)
   mutating func mayWrite<Engine: BlockEngine & ~Copyable>(before end: UInt64, _ medium: inout Medium<Engine>) -> Bool {
     guard isMemoryThere(), medium.holds(end: end) else { return false }
@@ -75,8 +75,8 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// The medium is lost with everything that is in flight. All of it failed, unless there is an in-flight record: then it stays
-  /// recorded, for a device that has a medium.
+  /// The medium is lost with everything that is in flight. All requests fail, unless there is an in-flight record: then they
+  /// stay recorded, for a device that has a medium.
   ///
   /// - Returns: whether there is anything for a turn to report.
   mutating func abandonRequests() -> Bool {

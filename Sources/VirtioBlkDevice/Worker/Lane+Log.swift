@@ -1,9 +1,8 @@
-/// What a lane does while there is a dirty log of the pages of guest memory: it marks pages after it has written to them and
-/// before the driver can see the answer.
+/// Dirty logging: a lane marks pages of guest memory after it has written to them and before the driver can see the answer.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Logs what a transfer may have written to the driver's buffers. Its segments are in the slot as they were taken.
+  /// Logs what a transfer may have written to the driver's buffers. The slot still has the segments as they were popped.
   @inline(never)
   mutating func logTransfer(_ index: Int) {
     logData(index, unsafe slab.slot(index).pointee.written)

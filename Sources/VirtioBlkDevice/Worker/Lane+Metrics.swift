@@ -1,7 +1,7 @@
-/// How long a lane's requests took. The clock is read for a batch, not for a request.
+/// Measures how long a lane's requests take. The clock is read once per batch, not per request.
 internal import VirtioCore
 
-/// What a lane needs for it.
+/// What a lane needs for that.
 struct LaneMeter {
   let block: MetricsBlock
   let clock: TickClock
@@ -11,22 +11,22 @@ struct LaneMeter {
 struct LaneAccount: ~Copyable {
   /// Answers to requests with a slot.
   var answers: AnswerRuns
-  /// Chains pushed by then, as the ring counts them.
+  /// The ring's count of pushed chains at that time.
   var settledPushes: UInt16 = 0
-  /// Writes that were taken, and those of them that got a slot.
+  /// Writes that were popped, and those of them that kept a slot.
   var takenWrites: UInt64 = 0
   var keptWrites: UInt64 = 0
   var turns = 0
-  /// When the first of these began.
+  /// When the first of these turns began.
   var began: UInt64 = 0
 }
 
 extension Lane where Ring: ~Copyable {
-  /// A request with a slot is answered, other than a plain transfer that arrived with the previous one.
+  /// Counts the answer to a request with a slot that is not a plain transfer of the present run.
   @inline(never)
   mutating func countOther(_ slot: UnsafeMutablePointer<RequestSlot>) {
     let arrival = unsafe slot.pointee.arrival
-    // Each is recorded while there is a trace.
+    // With a trace, each answer is recorded.
     let isPlain = unsafe slot.pointee.stage == .transfer && arrival.isTransfer && trace == nil
     if trace != nil { unsafe noteAnswered(slot) }
     guard let meter else { return }
@@ -43,11 +43,11 @@ extension Lane where Ring: ~Copyable {
   /// There are answers whose time is not recorded yet.
   var hasUnsettled: Bool { ring.pushes != account.settledPushes }
 
-  /// Times would be too inaccurate if the clock were read later.
+  /// Whether the clock has to be read now, because times would be too inaccurate later.
   ///
   /// - Parameters:
-  ///   - answers: this many take long enough.
-  ///   - copies: of the engine. What waits for a medium is timed by the turn.
+  ///   - answers: after this many answers the clock is read.
+  ///   - copies: that of the engine. Requests that wait for a medium are timed by the turn.
   func owesMoment(answers: UInt16, copies: Bool) -> Bool {
     ring.pushes &- account.settledPushes >= answers || !copies && (slab.inUse > 0 || !account.answers.isEmpty)
   }
@@ -61,7 +61,7 @@ extension Lane where Ring: ~Copyable {
       block.record(run.arrival.kind, nanoseconds: clock.nanoseconds(from: run.arrival.time, to: now), count: run.count)
     }
     let pushes = ring.pushes
-    // Far fewer than the ring can count: a turn takes some hundreds.
+    // Far fewer than the ring's counter can hold: a turn pops a few hundred at most.
     let inPlace = UInt64(pushes &- account.settledPushes &- UInt16(truncatingIfNeeded: kept))
     if inPlace > 0 {
       // What completes in place arrives and is answered in one turn.

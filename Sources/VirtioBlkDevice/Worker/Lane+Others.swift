@@ -1,4 +1,4 @@
-/// The requests that are no transfer: FLUSH, GET_ID, GET_LIFETIME, and DISCARD, WRITE_ZEROES and SECURE_ERASE range by range.
+/// The requests that are not transfers: FLUSH, GET_ID, GET_LIFETIME, and DISCARD, WRITE_ZEROES and SECURE_ERASE range by range.
 internal import CLinux
 internal import VirtioCore
 
@@ -13,7 +13,7 @@ extension Lane where Ring: ~Copyable {
     unsafe dispatch(type, readableBytes, writable, index, &medium)
   }
 
-  /// A function of its own, so that the fast path has no registers to save.
+  /// A separate function, so that the fast path has no registers to save.
   @inline(never)
   private mutating func parseWatched<Engine: BlockEngine & ~Copyable>(
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
@@ -63,7 +63,7 @@ extension Lane where Ring: ~Copyable {
       room: room)
   }
 
-  /// The kernel is asked each time; where it asks the device, this queue waits for that.
+  /// Reads the lifetime from the kernel each time; if the kernel has to query the device, this queue waits for that.
   @inline(never)
   private mutating func answerLifetime(_ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>) {
     counters.add(.others)
@@ -73,7 +73,7 @@ extension Lane where Ring: ~Copyable {
     unsafe withUnsafeBytes(of: lifetime.bytes) { bytes in unsafe answer(index, segments, bytes, room: room) }
   }
 
-  /// Answers with bytes of ours. - Parameter room: writable bytes without the status, at least as many.
+  /// Answers with bytes of the device. - Parameter room: writable bytes without the status, at least as many.
   mutating func answer(
     _ index: Int, _ segments: UnsafeMutablePointer<MemorySegment>, _ bytes: UnsafeRawBufferPointer, room: Int
   ) {
@@ -94,7 +94,7 @@ extension Lane where Ring: ~Copyable {
   mutating func askFlush<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     counters.add(.flushes)
     note(.flush, index)
-    // A disk that is only read has nothing to commit.
+    // A read-only disk has nothing to commit.
     guard !context.limits.isReadOnly else { return answerWithStatus(index, .ok) }
     flush(index, &medium)
   }
@@ -140,7 +140,7 @@ extension Lane where Ring: ~Copyable {
     unsafe Self.gather(
       slab.segments(index), skipping: RequestHeader.size,
       into: UnsafeMutableRawBufferPointer(start: ranges, count: Int(bytes)))
-    // Flags first: an unknown one says UNSUPP whatever the range (virtio 5.2.6.2).
+    // Flags first: an unknown flag means UNSUPP whatever the range is (virtio 5.2.6.2).
     for number in 0..<Int(count) {
       let flags = unsafe ranges[number].flags
       guard flags & ~RequestRange.unmap == 0, stage == .zero || flags == 0 else { return refuse(index, .unsupported) }
@@ -151,20 +151,20 @@ extension Lane where Ring: ~Copyable {
       guard range.sectorCount <= limits.sectors, isInside(range.sector, bytes: UInt64(range.sectorCount) &* 512)
       else { return refuse(index, .ioError) }
       if stage == .erase {
-        // For other requests the alignment is a hint; here part of a unit may not be erasable (virtio 5.2.6.1).
+        // For other requests the alignment is a hint; here, it may not be possible to erase part of a unit (virtio 5.2.6.1).
         let alignment = UInt64(limits.alignment)
         guard range.sector % alignment == 0, UInt64(range.sectorCount) % alignment == 0 else { return refuse(index, .ioError) }
       }
       sectors &+= UInt64(range.sectorCount)
       end = max(end, (range.sector &+ UInt64(range.sectorCount)) &* 512)
     }
-    // After header and ranges were read: if their memory was gone, they are not acted upon.
+    // After header and ranges were read: if their memory was lost, they must not be executed.
     if Engine.noticesCuts || context.faults.loadAfterLoads() != writesAreClear {
       guard mayWrite(before: end, &medium) else { return refuse(index, .ioError) }
     }
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.stage = stage
-    // What was there before is gone when the answer comes, not at some FLUSH.
+    // The old data must be gone when the request is answered, not at a later FLUSH.
     unsafe slot.pointee.isDurable = isDurable || stage == .erase
     unsafe slot.pointee.rangeIndex = 0
     unsafe slot.pointee.rangeCount = UInt8(count)
@@ -172,7 +172,7 @@ extension Lane where Ring: ~Copyable {
     askNextRange(index, &medium)
   }
 
-  /// Asks for the next range, the final flush, or answers.
+  /// Starts the next range or the final flush, or answers.
   @inline(never)
   mutating func askNextRange<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let slot = unsafe slab.slot(index)

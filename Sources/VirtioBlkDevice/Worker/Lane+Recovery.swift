@@ -1,20 +1,20 @@
-/// What a lane does first if a previous run was interrupted: it executes requests that were taken then and never answered.
+/// Recovery: if a previous run was interrupted, a lane first executes the requests that were popped then and never answered.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// The turn of a lane that is not running: one that recovers takes again what is left, until there is no slot or the turn
-  /// reaches its limit, and then runs.
+  /// The turn of a lane that is not running: one that recovers pops the remaining interrupted requests again, until there is no
+  /// slot left or the turn reaches its limit, and runs when none are left.
   ///
-  /// Whether a request was executed before, wholly or in part, is not known. It is executed again before the driver's
-  /// next one, so that nothing that the driver gave later is overwritten by it.
-  /// - Returns: whether anything was taken.
+  /// It is not known whether a request was executed, completely or in part. It is executed again before the driver's next
+  /// request, so that it overwrites nothing that the driver wrote later.
+  /// - Returns: whether anything was popped.
   @inline(never)
   mutating func resume<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
     guard Ring.isRecorded, state == .recovering else { return false }
     if medium.canBeCut { writesAreClear = .max }
     var left = Medium<Engine>.turnBytes
     while left > 0, state == .recovering, ring.interrupted > 0 {
-      // Completions bring the next turn.
+      // Completions cause the next turn.
       guard let index = slab.take() else { return true }
       let segments = unsafe slab.segments(index)
       var shape = unsafe ChainShape(at: segments)

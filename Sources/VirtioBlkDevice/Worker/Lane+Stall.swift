@@ -1,6 +1,5 @@
-/// What happens to a request that the medium failed. The driver gets the error; or, with `--on-error stop`, the operator can
-/// first repair what is wrong, as with a VMM's werror=stop: the request keeps its slot, nothing more is taken, and what is in
-/// flight is completed.
+/// Requests that the medium failed. The driver gets the error; or, with `--on-error stop`, the operator can repair the medium
+/// first, as with a VMM's werror=stop: the request keeps its slot, nothing more is popped, and what is in flight is completed.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -23,15 +22,15 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// The medium failed a request. - Returns: false when its driver has to be notified.
+  /// Keeps a request that the medium failed. - Returns: false if it has to be answered as failed.
   @inline(never)
   mutating func park(_ index: Int) -> Bool {
     guard let news = context.stalls else { return false }
-    // A queue that stops waits for no operator, but perhaps has a successor.
+    // A queue that is stopping does not wait for the operator, but it may have a successor.
     if state == .draining || stopsAfterRecovery { return leaveToSuccessor(index) }
-    // A broken one has to come to an end.
+    // A broken queue has to come to an end.
     guard state == .running || state == .recovering || state == .stalled || state == .waiting else { return false }
-    // Its driver takes its memory back, and waits for no operator.
+    // The driver is taking its memory back, and does not wait for the operator.
     guard !isWithdrawing else { return false }
     if state != .stalled {
       stateBeforeStall = state
@@ -44,20 +43,20 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// The operator pauses the disk: nothing more is taken, and what is in flight is completed.
+  /// The operator pauses the disk: nothing more is popped, and what is in flight is completed.
   mutating func pause() {
     guard state == .running || state == .recovering || state == .waiting else { return }
     stateBeforeStall = state
     state = .stalled
   }
 
-  /// It stalls, or is about to stop, and what is left waits for the operator, or for a limit.
+  /// It stalls, or is about to stop, and the remaining requests wait for the operator, or for a limit.
   var isAtRest: Bool {
     let waiting = parked.count + throttled.count
     return slab.inUse == 0 || slab.inUse == waiting + (waiting > 0 ? unansweredBehindOthers : 0)
   }
 
-  /// Answers that are not published because in the order they come after a request that failed or waits.
+  /// Answers that are not published because, in order, they come after a request that failed or waits.
   private var unansweredBehindOthers: Int {
     guard isOrdered else { return 0 }
     var finished = 0
@@ -91,13 +90,13 @@ extension Lane where Ring: ~Copyable {
       // From the first range on: executing one twice changes nothing.
       unsafe slot.pointee.rangeIndex = 0
       askNextRange(index, &medium)
-    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: preconditionFailure("a zoned disk waits for no operator")
+    case .zoneWrite, .zoneFlush, .zoneWait, .zoneRecord: preconditionFailure("a zoned disk does not wait for the operator")
     case .none: preconditionFailure("a request that was answered waits for the operator")
     }
   }
 
-  /// The queue stops. Its next run takes these requests again, if it can learn of them; otherwise they have to be answered as
-  /// failed.
+  /// The queue stops. Its next run executes these requests again if it can know about them; otherwise they have to be answered
+  /// as failed.
   mutating func giveUpParked() {
     if state == .stalled { state = stateBeforeStall }
     let waiting = parked
@@ -105,9 +104,9 @@ extension Lane where Ring: ~Copyable {
     for index in waiting where !leaveToSuccessor(index) { fail(index) }
   }
 
-  /// Leaves a request unanswered. With an in-flight record it stays recorded; where answers come in the order of the requests,
-  /// it and all later ones are handed back in the end.
-  /// - Returns: false if there is neither.
+  /// Leaves a request unanswered. With an in-flight record it stays recorded; if answers come in the order of the requests, it
+  /// and all later ones are handed back in the end.
+  /// - Returns: false if neither is the case.
   private mutating func leaveToSuccessor(_ index: Int) -> Bool {
     if isOrdered {
       parked.append(index)
@@ -119,22 +118,22 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// What is left failed, or is answered after something that failed: nothing more will happen to it.
+  /// All remaining requests failed, or wait behind one that failed: nothing more will happen to them.
   var holdsOnlyBack: Bool {
     guard isOrdered, state == .draining, !parked.isEmpty else { return false }
     return slab.inUse == parked.count + unansweredBehindOthers
   }
 
-  /// The lane ends. What was never published as used counts as not taken: in the order of the requests that is everything from
-  /// the first failed one on, including what was executed. Executing it again changes nothing, as its driver is still waiting
-  /// for it.
+  /// The lane ends. Requests that were never published as used count as not popped: in the order of the requests, that is
+  /// everything from the first failed one on, including those that were executed. Executing them again changes nothing, because
+  /// the driver is still waiting for them.
   mutating func handBack() {
     guard !parked.isEmpty else { return }
     parked.removeAll()
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       slab.takeChain(at: index).abandon()
       slab.give(index)
-      // A record tells by itself what is in flight.
+      // An in-flight record already says what is in flight.
       if !Ring.isRecorded { handedBack &+= 1 }
     }
   }

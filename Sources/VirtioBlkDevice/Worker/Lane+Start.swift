@@ -1,10 +1,10 @@
-/// How a lane begins: with the ring as the driver has set it up, and nothing in flight.
+/// How a lane starts: with the ring as the driver has set it up, and nothing in flight.
 internal import SystemPackage
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
   /// - Parameter lane: its number in tags.
-  // In the frame of the one place that makes lanes: with one of its own each thread's stack would touch another page.
+  // Inlined into the only function that makes lanes: with a separate frame, each thread's stack would touch another page.
   @inline(__always)
   init(
     _ activation: Activation, lane: Int, slots: Int, context: LaneContext, notification: Notification,

@@ -1,20 +1,20 @@
-/// What a lane does where its disk is limited. Each request gets its slot as always; one that exceeds a limit waits there
-/// before it is submitted, while requests of the other kind, flushes and the rest overtake it.
+/// Throttling. Each request gets its slot as usual; one that exceeds a limit waits there before it is submitted, while requests
+/// of the other kind, flushes and all others overtake it.
 internal import VirtioCore
 
-/// A lane's state for this.
+/// A lane's state for throttling.
 struct LaneThrottle: ~Copyable {
-  /// The disk's; `nil` where it was never limited.
+  /// The disk's limits; `nil` if it was never limited.
   var throttle: DiskThrottle?
   var reads = WaitingLine()
   var writes = WaitingLine()
-  /// Since when a request has been waiting, as far as that is not counted yet; 0: none waits.
+  /// Since when a request has been waiting, without the time that is counted already; 0: none waits.
   var waitsSince: UInt64 = 0
 
   var isEmpty: Bool { reads.isEmpty && writes.isEmpty }
   var count: Int { reads.count + writes.count }
 
-  /// When the next one may go; 0: as soon as possible; `nil`: none waits.
+  /// When the next one may start; 0: as soon as possible; `nil`: none waits.
   var due: UInt64? {
     guard let read = reads.due, let write = writes.due else { return reads.due ?? writes.due }
     return min(read, write)
@@ -31,7 +31,7 @@ struct LaneThrottle: ~Copyable {
     }
   }
 
-  /// Takes the next one of a kind if it may go now.
+  /// Takes the next one of a kind if it may start now.
   mutating func next(_ kind: ThrottledKind, _ slab: borrowing RequestSlab, now: UInt64) -> Int? {
     guard let throttle else { return nil }
     return switch kind {
@@ -52,7 +52,7 @@ struct LaneThrottle: ~Copyable {
 extension Lane where Ring: ~Copyable {
   /// The disk's limits have changed, or were removed.
   ///
-  /// - Parameter throttle: `nil`: no limit. What waits is then let go with the turn that follows.
+  /// - Parameter throttle: `nil`: no limit. Waiting requests then start in the next turn.
   mutating func limit(by throttle: DiskThrottle?) {
     isLimited = throttle != nil
     looksFirst = isLimited || context.zones != nil
@@ -62,24 +62,24 @@ extension Lane where Ring: ~Copyable {
       throttled.reads.open(capacity: slab.capacity)
       throttled.writes.open(capacity: slab.capacity)
     }
-    // Debts are forgotten.
+    // Debts are cancelled.
     creditEnds = min(creditEnds, 1)
     throttled.reads.forgetBooking()
     throttled.writes.forgetBooking()
   }
 
-  /// Some request waits for a limit.
+  /// Whether a request waits for a limit.
   var hasThrottled: Bool { !throttled.isEmpty }
 
-  /// When the next one may go, or credit ends; 0: as soon as possible; `nil`: none waits for a limit. A lane that waits for the
-  /// operator starts nothing.
+  /// When the next one may start, or credit ends; 0: as soon as possible; `nil`: none waits for a limit. A lane that waits for
+  /// the operator starts nothing.
   var throttledUntil: UInt64? {
     guard state != .stalled else { return nil }
     guard creditEnds > 0, !isWithdrawing else { return throttled.due }
     return min(creditEnds, throttled.due ?? .max)
   }
 
-  /// Whether a transfer that has its slot may be asked for now. Otherwise it waits, or was answered.
+  /// Whether a transfer that has its slot may be submitted now. Otherwise it waits, or was answered.
   @inline(never)
   mutating func mayStart<Engine: BlockEngine & ~Copyable>(
     _ index: Int, _ kind: ThrottledKind, bytes: UInt64, _ medium: inout Medium<Engine>
@@ -89,25 +89,25 @@ extension Lane where Ring: ~Copyable {
     return context.zones == nil || mayEnterZone(index, &medium)
   }
 
-  /// Whether a request that has its slot may go now. Otherwise it waits.
+  /// Whether a request that has its slot may be submitted now. Otherwise it waits.
   @inline(never)
   mutating func mayGo(_ index: Int, _ kind: ThrottledKind, bytes: UInt64) -> Bool {
     guard isLimited, let throttle = throttled.throttle else { return true }
     let now = Clock.now
-    // Interrupted requests come before anything else, and a lane that stops waits for nothing but its medium.
+    // Interrupted requests come before anything else, and a lane that is stopping waits only for its medium.
     guard state == .running else {
       throttle.charge(kind, bytes: bytes, now: now)
       return true
     }
     unsafe slab.slot(index).pointee.throttledBytes = bytes
-    // If no other request of its kind waits, this one may go at once.
+    // If no other request of its kind waits, this one may start at once.
     if throttled.append(index, kind), throttled.next(kind, slab, now: now) != nil { return true }
     counters.add(.throttled)
     if throttled.waitsSince == 0 { throttled.waitsSince = now }
     return false
   }
 
-  /// Starts what has waited for long enough.
+  /// Starts the requests that have waited long enough.
   @inline(never)
   mutating func startThrottled<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     if creditEnds > 0 { endCredit(now: Clock.now) }
@@ -122,8 +122,8 @@ extension Lane where Ring: ~Copyable {
     isLimited ? throttled.next(kind, slab, now: now) : throttled.nextOnCredit(kind)?.index
   }
 
-  /// The lane is to stop: everything that waits goes at once, and later requests of this disk pay for it. Stopping a queue
-  /// means that every request that was taken is answered: there is no way to report one that was not started.
+  /// The lane has to stop: all waiting requests start at once, and later requests of this disk pay for them. Stopping a queue
+  /// means that every popped request is answered: there is no way to report one that was not started.
   mutating func startThrottledOnCredit<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard hasThrottled else { return }
     let now = Clock.now
@@ -136,7 +136,7 @@ extension Lane where Ring: ~Copyable {
     countThrottledTime(now)
   }
 
-  /// Nothing that waits will be started any more.
+  /// Waiting requests will not be started any more.
   mutating func forgetThrottled() {
     guard hasThrottled else { return }
     throttled.reads.removeAll()
@@ -146,7 +146,7 @@ extension Lane where Ring: ~Copyable {
 
   private mutating func start<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     if trace != nil { noteStarted(index) }
-    // What was valid when it was taken may no longer be: the disk may be smaller now, or some memory gone.
+    // A request that was valid when it was popped may no longer be: the disk may be smaller now, or memory may be lost.
     guard isStillRight(index, &medium) else { return refuse(index, .ioError) }
     switch unsafe slab.slot(index).pointee.stage {
     case .transfer, .watchedTransfer:

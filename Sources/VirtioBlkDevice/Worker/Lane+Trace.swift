@@ -1,54 +1,54 @@
-/// What a lane records for a trace. While there is one, every request takes the slow paths, where these functions are called:
-/// the fast path of a transfer does not check for a trace.
+/// Tracing. While there is a trace, every request takes the slow paths, which call these functions: the fast path of a transfer
+/// does not check for a trace.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// From now on what is taken is recorded.
+  /// Records requests that are popped from now on.
   ///
   /// - Parameter number: among its worker's lanes.
   mutating func startTrace(_ buffer: TraceBuffer, lane number: Int) {
-    // After a pause of the recording there are requests that were taken before it.
+    // After a pause of the recording, there may be requests that were popped before it.
     if trace == nil {
       let requests = unsafe buffer.writer.requests(ofLane: number)
-      // What another lane left there.
+      // Clears what another lane left there.
       unsafe requests.update(repeating: TracedRequest(), count: slab.capacity)
       unsafe trace = LaneTrace(writer: buffer.writer, requests: requests, began: buffer.writer.now)
     }
     trace?.isResting = false
     looksAtOthers = true
     looksAtAnswers = true
-    // What they ask for is to be told apart.
+    // The kinds of requests have to be distinguished.
     if meter == nil { arrival = .untimed }
     plainBytes = 0
     plainFaults = .max
     account.answers.stopPlain()
   }
 
-  /// What is still in flight is recorded as such, also what was taken before there was a trace: a trace is how one looks for
-  /// requests that hang.
+  /// Records requests that are still in flight as such, including those popped before there was a trace: traces are used to
+  /// find requests that hang.
   mutating func stopTrace() {
     guard let trace else { return }
     for index in 0..<slab.begun where unsafe slab.slot(index).pointee.stage != .none {
       var request = unsafe trace.requests[index]
       let wasSeen = request.taken != 0
       if !wasSeen { request.taken = trace.began }
-      // Without times the kind of earlier requests was not recorded.
+      // Without times, the kind of earlier requests was not recorded.
       let kind = wasSeen || meter != nil ? nil : RequestKind.other
       trace.writer.append(record(request, index, unsafe slab.slot(index).pointee, answered: 0, kind: kind))
     }
     leaveTrace()
   }
 
-  /// What is taken from now on is not recorded; what was taken before is, to its end.
+  /// Stops recording new requests; those that were popped before are recorded to their end.
   mutating func restTrace() {
     trace?.isResting = true
     plainBytes = looksFirst ? 0 : rules.plainBytes
   }
 
-  /// Everything that was recorded as taken is answered and published.
+  /// Whether every request that was recorded when it was popped has been answered and published.
   var hasFinishedTrace: Bool { trace?.inFlight == 0 }
 
-  /// Plain requests take the fast path again.
+  /// Ends the trace: plain requests take the fast path again.
   mutating func leaveTrace() {
     trace = nil
     looksAtOthers = context.zones != nil
@@ -90,12 +90,12 @@ extension Lane where Ring: ~Copyable {
     guard request.taken != 0 else { return }
     unsafe trace.requests[index].taken = 0
     self.trace?.inFlight -= 1
-    // Out of order the answer follows at once.
+    // If answers are not in order, the answer follows at once.
     let answered = isOrdered || request.completed == 0 ? trace.writer.now : request.completed
     trace.writer.append(record(request, index, unsafe slot.pointee, answered: answered))
   }
 
-  /// - Parameter kind: `nil`: as recorded with its arrival.
+  /// - Parameter kind: `nil`: the one recorded at its arrival.
   private func record(
     _ request: TracedRequest, _ index: Int, _ slot: RequestSlot, answered: UInt64, kind: RequestKind? = nil
   ) -> TraceRecord {
@@ -110,8 +110,8 @@ extension Lane where Ring: ~Copyable {
   ///
   /// - Parameters:
   ///   - count: chains.
-  ///   - begin: before that.
-  ///   - calls: calls that had been sent then.
+  ///   - begin: the time before that.
+  ///   - calls: how many calls had been sent by then.
   @inline(never)
   func notePublished(_ count: Int, from begin: UInt64, calls: UInt64) {
     guard let trace else { return }

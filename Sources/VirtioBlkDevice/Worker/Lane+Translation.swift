@@ -1,16 +1,18 @@
-/// A lane whose driver is behind an IOMMU. What comes next in its ring may have to be translated first: then the lane waits and
-/// holds nothing for that. And translations are taken back: then what uses them comes to its end first.
+/// A lane whose driver is behind an IOMMU. If the next chain has to be translated first, the lane waits, and holds no slot
+/// meanwhile. If translations are withdrawn, the requests that use them are completed first.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Segments of requests in flight that are looked at, and ranges that they are compared with, before it is simply waited for all.
+  /// The most segments of requests in flight that are checked, and the most ranges that they are compared with; beyond that,
+  /// the lane waits for all requests.
   private static var segmentsLookedAt: Int { 4096 }
   private static var rangesLookedAt: Int { 16 }
 
-  /// The chain that comes next was not taken. Nothing is before `translate`.
+  /// The next chain was not popped, and none is before `translate`.
   @inline(never)
   mutating func wait(for miss: TranslationMiss) {
-    // Who stops it may be the one who would have to answer. What was interrupted, and not taken again, stays in the record.
+    // The thread that stops the lane may be the one that would have to answer. Interrupted requests that were not popped again
+    // stay in the record.
     guard !stopsAfterRecovery else {
       state = .draining
       return
@@ -19,13 +21,13 @@ extension Lane where Ring: ~Copyable {
     error = .untranslated(miss)
   }
 
-  /// Translations that are in force from now on. The turn that follows tries again.
+  /// Uses these translations from now on. The next turn tries again.
   mutating func translate(by translations: Translations, refused: TranslationMiss?) {
     memory.lookup?.use(translations, refused: refused)
     if !isWithdrawing { endWait() }
   }
 
-  /// It waits, or will when the operator lets it go on.
+  /// It waits, or will wait once the operator resumes it.
   private mutating func beginWait() {
     if state == .running || state == .recovering {
       stateBeforeWait = state
@@ -36,7 +38,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// What was on credit is paid.
+  /// Ends the wait if what was taken on credit is paid.
   mutating func endCredit(now: UInt64) {
     guard !isWithdrawing, creditEnds <= now else { return }
     creditEnds = 0
@@ -46,13 +48,13 @@ extension Lane where Ring: ~Copyable {
   private mutating func endWait() {
     guard creditEnds == 0 else { return }
     if state == .waiting { state = stateBeforeWait }
-    // It stalls, or is paused, meanwhile.
+    // It has stalled, or was paused, meanwhile.
     if state == .stalled, stateBeforeStall == .waiting { stateBeforeStall = stateBeforeWait }
   }
 
-  /// Translations are taken back, and nothing more is taken by them.
+  /// Translations are withdrawn, and no more requests are popped with them.
   ///
-  /// - Returns: whether nothing in flight uses them; otherwise nothing is taken at all before `endWithdrawal`.
+  /// - Returns: whether nothing in flight uses them; otherwise nothing at all is popped before `endWithdrawal`.
   mutating func withdraw<Engine: BlockEngine & ~Copyable>(
     _ withdrawal: Withdrawal, isPaused: Bool, _ medium: inout Medium<Engine>
   ) -> Bool {
@@ -65,10 +67,10 @@ extension Lane where Ring: ~Copyable {
     guard isUsed else { return true }
     isWithdrawing = true
     beginWait()
-    // Its driver waits for nobody else: what waits for a limit goes at once, and what waits for the operator fails. Only in a pause
-    // nothing is begun.
+    // The driver must not wait for anybody else: requests that wait for a limit start at once, and requests that wait for the
+    // operator fail. Only in a pause nothing is started.
     if !isPaused { startForWithdrawal(&medium) }
-    // In order, nothing is shown before what failed earlier.
+    // In order, nothing is published before requests that failed earlier.
     let failing = parked.filter { isOrdered || uses($0, ranges, &left) }
     parked.removeAll { failing.contains($0) }
     for index in failing { fail(index) }
@@ -76,7 +78,7 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// What waits for a limit goes on credit, and nothing more is taken before that is paid.
+  /// Starts requests that wait for a limit on credit; nothing more is popped before that is paid.
   mutating func startForWithdrawal<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) {
     guard isWithdrawing, hasThrottled else { return }
     startThrottledOnCredit(&medium)
@@ -84,8 +86,8 @@ extension Lane where Ring: ~Copyable {
     creditEnds = end > Clock.now ? end : 0
   }
 
-  /// Everything that was in flight when translations were taken back is answered, but for what uses none of them and waits for the
-  /// operator.
+  /// Whether everything that was in flight when translations were withdrawn has been answered, except for requests that use
+  /// none of them and wait for the operator.
   var hasWithdrawn: Bool { slab.inUse == 0 || holdsOnlyBack || !isOrdered && slab.inUse == parked.count }
 
   mutating func endWithdrawal() {
@@ -93,23 +95,23 @@ extension Lane where Ring: ~Copyable {
     endWait()
   }
 
-  /// What was interrupted before this run and is still to be done; `nil`: nothing.
+  /// A notice about requests that were interrupted before this run and are still to be executed; `nil`: there are none.
   var interruptedNotice: String? {
     guard Ring.isRecorded, ring.interrupted > 0 else { return nil }
-    return "queue \(queue) stopped before all requests that an earlier server had begun were executed again (left: "
-      + "\(ring.interrupted)); the rest stays in its in-flight record, for the next server"
+    return "queue \(queue) stopped before all requests that an earlier server had begun were executed again: "
+      + "\(ring.interrupted) of them stay in its in-flight record, for the next server"
   }
 
-  /// Where lies what is taken back; `nil` where that cannot be told.
+  /// The host ranges of withdrawn translations; `nil`: unknown.
   private func ranges(of withdrawal: Withdrawal, _ translations: Translations) -> [Translations.HostRange]? {
-    // Newer ones do not say any more what was in force.
+    // Newer translations no longer say what was in force.
     guard translations.number < withdrawal.remaining.number, withdrawal.remaining.losses == seenLosses else { return nil }
     return translations.hostRanges(first: withdrawal.first, last: withdrawal.last, atMost: Self.rangesLookedAt)
   }
 
-  /// Whether a request in flight may use some of it.
+  /// Whether a request in flight may use one of these ranges.
   ///
-  /// - Parameter left: segments that are looked at before it is taken for one that does.
+  /// - Parameter left: segments that may still be checked; beyond that, it is assumed to use one.
   private func uses(_ index: Int, _ ranges: [Translations.HostRange]?, _ left: inout Int) -> Bool {
     let slot = unsafe slab.slot(index)
     guard unsafe slot.pointee.stage != .none else { return false }

@@ -1,5 +1,5 @@
-/// Requests that are not for the fast path: reads and writes that are malformed, large, durable or spread over many segments, and
-/// the completion of whatever is no plain transfer.
+/// Requests that are not for the fast path: reads and writes that are malformed, large, durable or spread over many segments,
+/// and the completion of everything except plain transfers.
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
@@ -11,7 +11,7 @@ extension Lane where Ring: ~Copyable {
     fail(.noWritableByte(head: head))
   }
 
-  /// Answers a request that is malformed. - Returns: false, as its slot was released with the answer.
+  /// Answers a malformed request. - Returns: false, because its slot was released with the answer.
   @inline(never)
   mutating func refuse(
     _ chain: consuming Chain, _ writableBytes: UInt64, _ statusByte: UnsafeMutableRawPointer, _ index: Int,
@@ -24,7 +24,8 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// A write that is answered when it is on stable storage. - Returns: false, as its slot is released with the answer.
+  /// Submits a write that is answered once it is on stable storage. - Returns: false, because its slot is released with the
+  /// answer.
   @inline(never)
   mutating func writeDurably<Engine: BlockEngine & ~Copyable>(
     _ operation: IOOperation, _ index: Int, _ medium: inout Medium<Engine>
@@ -36,7 +37,8 @@ extension Lane where Ring: ~Copyable {
     return false
   }
 
-  /// An empty read or write, a large one, one with too many segments, or any of a disk that is limited, traced or zoned.
+  /// Submits an empty read or write, a large one, one with too many segments, or any of a disk that is limited, traced or
+  /// zoned.
   @inline(never)
   mutating func askUnusual<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
     let operation = medium.prepared(tag(index))
@@ -61,7 +63,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// A function of its own, so that the fast path has no registers to save.
+  /// A separate function, so that the fast path has no registers to save.
   @inline(never)
   mutating func completeTraced<Engine: BlockEngine & ~Copyable>(
     _ index: Int, isDone: Bool, _ medium: inout Medium<Engine>
@@ -93,7 +95,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// A header that is spread over several segments.
+  /// Copies a header that is spread over several segments.
   @inline(never)
   func gatherHeader(_ segments: UnsafeMutablePointer<MemorySegment>) -> RequestHeader {
     unsafe withUnsafeTemporaryAllocation(byteCount: RequestHeader.size, alignment: 8) { copy in

@@ -3,7 +3,7 @@ internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// The types of zoned disks' requests.
+/// Request types of zoned disks.
 enum ZoneRequestType {
   static let append: UInt32 = 15
   static let report: UInt32 = 16
@@ -19,11 +19,11 @@ extension Lane where Ring: ~Copyable {
       origin: state == .recovering ? .retaken : isOrdered ? .inOrder : .fresh, isKept: Ring.isRecorded || isOrdered)
   }
 
-  /// A transfer was taken just now.
+  /// A transfer was just popped.
   mutating func noteZonePosition(_ index: Int) {
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.zoneWord = UInt32(ring.position.available)
-    // An append says so itself, before it gets here.
+    // An append has set its type before it gets here.
     if unsafe slot.pointee.written == 1 { unsafe slot.pointee.zoneType = UInt8(RequestType.write.rawValue) }
   }
 
@@ -33,7 +33,7 @@ extension Lane where Ring: ~Copyable {
   @inline(never)
   mutating func mayEnterZone<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) -> Bool {
     guard let zones = context.zones else { return true }
-    // A driver that knows no zones can do nothing with them (virtio 5.2.5.2); a legacy one has no way to be told earlier.
+    // A driver that has not accepted ZONED cannot use the disk (virtio 5.2.5.2); a legacy driver cannot be told any earlier.
     guard rules.hasZones else {
       refuse(index, .ioError)
       return false
@@ -43,7 +43,7 @@ extension Lane where Ring: ~Copyable {
       ? mayRead(index, operation, zones, &medium) : mayWrite(index, operation, zones, &medium)
   }
 
-  /// What was never written reads as zeroes, whatever the image contains there.
+  /// Sectors that were never written read as zeroes, whatever the image contains there.
   private mutating func mayRead<Engine: BlockEngine & ~Copyable>(
     _ index: Int, _ operation: IOOperation, _ zones: ZonedDisk, _ medium: inout Medium<Engine>
   ) -> Bool {
@@ -56,7 +56,7 @@ extension Lane where Ring: ~Copyable {
       guard bytes < operation.length else { return true }
       var operation = operation
       Self.clear(&operation, after: bytes)
-      // Logged while the segments are as they were taken.
+      // Logged while the segments are still as they were popped.
       if log != nil { logTransfer(index) }
       guard bytes > 0 else {
         complete(index, isDone: true, &medium)
@@ -68,7 +68,7 @@ extension Lane where Ring: ~Copyable {
     }
   }
 
-  /// Fills the end of the segments with zeroes, and leaves what is before it.
+  /// Fills the end of the segments with zeroes, and keeps the part before it.
   private static func clear(_ operation: inout IOOperation, after bytes: UInt64) {
     guard let segments = unsafe operation.segments else { return }
     var left = Int(bytes)
@@ -101,7 +101,7 @@ extension Lane where Ring: ~Copyable {
     case .wasDone(let sector):
       unsafe slot.pointee.throttledBytes = sector
       unsafe slot.pointee.zoneWord = UInt32(zones.geometry.zone(of: sector))
-      // What went to stable storage then is not known.
+      // It is not known what reached stable storage then.
       unsafe slot.pointee.isDurable = slot.pointee.isDurable || isDurable
       endZoneWrite(index, .ok, &medium)
       return false
@@ -121,11 +121,11 @@ extension Lane where Ring: ~Copyable {
     unsafe slot.pointee.stage = .zoneWrite
     unsafe slot.pointee.zoneWord = UInt32(zone)
     unsafe slot.pointee.throttledBytes = sector
-    // Its answer is more than that of a plain write.
+    // Its answer takes more than that of a plain write.
     note(.zonedWrite, index)
   }
 
-  /// The medium is lost: what was submitted to it may still be executed, and what waits for other requests will not be.
+  /// The medium is lost: submitted requests may still be executed, and those that wait for other requests will not be.
   @inline(never)
   func abandonZoneRequests() {
     guard let zones = context.zones else { return }
@@ -144,7 +144,7 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: Other requests
 
-  /// - Returns: false when it is none that zones change anything about.
+  /// - Returns: false if zones make no difference to this request.
   @inline(never)
   mutating func dispatchZoned<Engine: BlockEngine & ~Copyable>(
     _ type: UInt32, _ readableBytes: UInt64, _ writable: UnsafeMutablePointer<MemorySegment>, _ index: Int,
@@ -185,7 +185,7 @@ extension Lane where Ring: ~Copyable {
     return true
   }
 
-  /// The header's sector, which was not looked at before.
+  /// The header's sector, which was not read before.
   private func sector(of index: Int) -> UInt64 { unsafe gatherHeader(slab.segments(index)).sector }
 
   private mutating func flushZoned<Engine: BlockEngine & ~Copyable>(_ index: Int, _ medium: inout Medium<Engine>) {
@@ -203,7 +203,7 @@ extension Lane where Ring: ~Copyable {
     counters.add(.writeZeroes)
     note(.writeZeroes, index)
     guard rules.hasWriteZeroes else { return refuse(index, .unsupported) }
-    // One range: in a zone it is a write (`max_write_zeroes_seg`).
+    // One range, because in a zone it is a write (`max_write_zeroes_seg`).
     guard readableBytes == UInt64(RequestHeader.size + RequestRange.size) else { return refuse(index, .ioError) }
     let ranges = unsafe slab.ranges(index)
     unsafe Self.gather(
@@ -250,7 +250,7 @@ extension Lane where Ring: ~Copyable {
     let bytes = readableBytes &- UInt64(RequestHeader.size)
     counters.add(.bytesWritten, bytes)
     guard zones.geometry.maximumAppend > 0 else { return refuse(index, .unsupported) }
-    // Where the data went, and the status.
+    // Room for the sector at which the data was written, and for the status.
     guard unsafe slab.slot(index).pointee.written >= 9 else { return refuse(index, .ioError) }
     guard bytes % 512 == 0 else { return refuse(index, .zoneUnaligned) }
     let sector = sector(of: index)
@@ -259,7 +259,7 @@ extension Lane where Ring: ~Copyable {
     var operation = unsafe IOOperation(
       kind: .write, isDurable: isDurable, offset: sector &* 512, length: bytes, segments: segments,
       segmentCount: writable - segments)
-    // Where the pieces begin that are written.
+    // The index of the first writable segment.
     let slot = unsafe slab.slot(index)
     unsafe slot.pointee.rangeIndex = UInt8(truncatingIfNeeded: writable - segments)
     unsafe slot.pointee.rangeCount = UInt8(truncatingIfNeeded: (writable - segments) >> 8)
@@ -318,7 +318,7 @@ extension Lane where Ring: ~Copyable {
     case .zoneRecord:
       guard isDone, medium.word(tag(index)) == 0 else { return fail(index) }
       answerZoned(index)
-    default: preconditionFailure("a request that is none to a zone is completed as one")
+    default: preconditionFailure("a request that is not for a zone was completed as one")
     }
   }
 
@@ -351,11 +351,11 @@ extension Lane where Ring: ~Copyable {
     guard status == .ok, let zones = context.zones else { return refuse(index, status) }
     let type = unsafe slab.slot(index).pointee.zoneType
     guard type == ZoneCommand.reset.rawValue || type == ZoneCommand.resetAll.rawValue else { return answerZoned(index) }
-    // Before anything is written where the record claims data.
+    // Before anything is written where the record says that there is data.
     record(index, zones.ticketOfResets(), &medium)
   }
 
-  /// Everything that the request asked for is complete.
+  /// Answers a request of which everything is complete.
   private mutating func answerZoned(_ index: Int) {
     let slot = unsafe slab.slot(index)
     let request = zoneRequest(index)
@@ -366,8 +366,9 @@ extension Lane where Ring: ~Copyable {
     answer(index, .ok, written: written == 9 ? 9 : 8)
   }
 
-  /// The first eight writable bytes say where an append went. The specification has the status right behind them; Linux leaves room
-  /// for 16 bytes, because its structure of nine is padded, and looks for the sector at the front and for the status at the end.
+  /// The first eight writable bytes receive the sector of an append. In the specification the status follows directly; Linux
+  /// leaves room for 16 bytes, because its structure of nine bytes is padded, and expects the sector at the front and the
+  /// status at the end.
   private mutating func putSector(_ index: Int, _ sector: UInt64) {
     let slot = unsafe slab.slot(index)
     let segments = unsafe slab.segments(index)
@@ -387,13 +388,13 @@ extension Lane where Ring: ~Copyable {
 
   // MARK: Notes
 
-  /// What was answered and published is no concern of a successor of this process.
+  /// Forgets the notes of requests that were answered and published: they do not concern a successor of this process.
   @inline(never)
   mutating func forgetZoneAnswers() {
     guard let zones = context.zones else { return }
     var heads: [UInt16] = []
     zoneAnswers.removeAll { answer in
-      // In order it may be waiting for earlier answers.
+      // In order, an answer may still wait for earlier ones.
       let isHere = unsafe slab.slot(answer.index).pointee.stage != .none && slab.head(at: answer.index) == answer.head
       if !isHere { heads.append(answer.head) }
       return !isHere

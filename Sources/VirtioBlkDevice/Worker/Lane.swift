@@ -8,15 +8,15 @@ internal import VirtioCore
 struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   enum State {
     case running
-    /// Completely set up, but nothing is taken before the release.
+    /// Completely set up, but nothing is popped before the release.
     case held
-    /// Requests that a previous run left in flight are taken again; nothing else is taken before that is done.
+    /// Requests that a previous run left in flight are executed again; nothing else is popped before that is done.
     case recovering
-    /// The medium failed a request, and nothing more is taken until the operator resumes the disk.
+    /// The medium failed a request, or the disk is paused: nothing more is popped until the operator resumes the disk.
     case stalled
-    /// A translation has to come, or what is in flight to end by translations that are taken back, before more is taken.
+    /// Nothing more is popped until a translation comes, or until requests that use withdrawn translations have ended.
     case waiting
-    /// The ring is broken: nothing more is taken, and what is in flight is completed.
+    /// The ring is broken: nothing more is popped, and what is in flight is completed.
     case failed
     /// Being stopped.
     case draining
@@ -35,19 +35,20 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var call: CallSink
   var failure: CallSink
   let counters: CounterBlock
-  /// Answers are published in batches of this size even if more is available, so that a driver that polls can go on meanwhile.
+  /// Answers are published in batches of this size even if more is available, so that a driver that polls can continue
+  /// meanwhile.
   let publishEvery: Int
   var coalescing: Coalescing?
-  /// Which answer is due next; of no use without publication in order.
+  /// Which answer is due next; used only with publication in order.
   var order: AnswerOrder
   let isOrdered: Bool
   /// The driver knows about the order (IN_ORDER).
   let isInOrder: Bool
   /// An answer is more than a status byte and a used element: the driver relies on the order, or there is a dirty log.
   let isWatched: Bool
-  /// What a transfer waits for.
+  /// The stage of a transfer in flight.
   let transferStage: RequestStage
-  /// An answer is nothing but these two, whatever was taken before.
+  /// An answer is only a status byte and a used element, whatever was popped before.
   let isPlain: Bool
   /// Logs what was written to guest memory.
   var log: LaneLog?
@@ -55,17 +56,17 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Requests that failed while a failure stalls the queue, and the state before the stall.
   var parked: [Int] = []
   var stateBeforeStall = State.running
-  /// Of a driver behind an IOMMU: what it does when it waits no more, whether translations are being taken back, and what
-  /// `Translations.losses` was when nothing was in flight that is older.
+  /// For a driver behind an IOMMU: the state after the wait, whether translations are being withdrawn, and the value of
+  /// `Translations.losses` when nothing older was in flight.
   var stateBeforeWait = State.running
   var isWithdrawing = false
-  /// Requests went without waiting for a limit, as translations were taken back: nothing more is taken before this moment, when that
-  /// has been paid; 0: nothing is owed.
+  /// Requests were started without waiting for a limit because translations were withdrawn: nothing more is popped before this
+  /// moment, when that is paid; 0: nothing is owed.
   var creditEnds: UInt64 = 0
   var seenLosses: UInt64
   /// The last turn ended because it reached its limit, not because the ring was empty.
   var hadItsTurn = false
-  /// To be stopped as soon as the interrupted requests have been taken again.
+  /// To be stopped as soon as the interrupted requests have been popped again.
   var stopsAfterRecovery = false
 
   /// Transfers up to this size are submitted at once; 0 if the disk has limits: then each is checked first.
@@ -79,42 +80,42 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   var throttled = LaneThrottle()
   /// Records how long requests took; `nil`: they are not timed.
   let meter: LaneMeter?
-  /// Answers that are not plain are counted or recorded one by one.
+  /// Whether answers that are not plain are counted or recorded one by one.
   var looksAtAnswers: Bool
   /// The trace that is being recorded; `nil`: none.
   var trace: LaneTrace?
-  /// Shows the number of requests in flight.
+  /// Where the number of requests in flight is stored for metrics.
   let depth: SharedCell<UInt64>?
-  /// The arrival time of everything that is taken in this turn.
+  /// The arrival time of everything that is popped in this turn.
   var arrival: ArrivalWord
   var account: LaneAccount
 
-  /// How many of the chains taken last are handed back for the queue's next start.
+  /// How many of the chains popped last are handed back for the queue's next start.
   var handedBack: UInt16 = 0
 
   /// Slots and heads of requests to zones whose answers may not be published yet.
   var zoneAnswers: [(index: Int, head: UInt16)] = []
 
-  /// The process's count of lost pages when this queue's memory was last found to be complete.
+  /// The process's count of lost pages when this queue's memory was last found to be intact.
   var seenFaults = UInt64.max
-  /// The same, if publishing needs no other check either; `max` if it always does.
+  /// The same, if publishing needs no further check; `max` if it always does.
   var plainFaults = UInt64.max
-  /// The same as `seenFaults`, if writes need no other check either; `max` if they do.
+  /// The same as `seenFaults`, if writes need no further check; `max` if they do.
   var writesAreClear = UInt64.max
 
-  /// Where the ring stands, without what was handed back.
+  /// The position of the ring, without what was handed back.
   var position: QueuePosition { ring.position(handingBack: handedBack) }
-  /// Nothing is in flight except what is to be handed back, and nothing is to be taken again.
+  /// Nothing is in flight except what will be handed back, and no interrupted requests are left.
   var isIdle: Bool { state != .recovering && (slab.inUse == 0 || holdsOnlyBack) }
-  /// Shows how many requests are in flight.
+  /// Stores the number of requests in flight.
   func showDepth() { depth?.storeRelaxed(UInt64(truncatingIfNeeded: slab.inUse)) }
-  /// A request that becomes available now can be taken.
+  /// Whether a request that becomes available now can be popped.
   var canTake: Bool { state == .running && slab.inUse < slab.capacity }
 
   // MARK: Pop
 
-  /// Takes what is available and starts it, until there is no slot or the turn reaches its limit.
-  /// - Returns: whether anything was taken.
+  /// Pops and starts what is available, until there is no slot or the turn reaches its limit.
+  /// - Returns: whether anything was popped.
   @inline(never)
   mutating func refill<Engine: BlockEngine & ~Copyable>(_ medium: inout Medium<Engine>) -> Bool {
     hadItsTurn = false
@@ -140,7 +141,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
         break
       }
       guard unsafe !parse(chain, shape, segments, index, &left, &medium) else { continue }
-      // A queue that stalls takes nothing more, not even the rest of this batch.
+      // A queue that stalls pops nothing more, not even the rest of this batch.
       guard state != .stalled, let free = slab.take() else { return true }
       index = free
       unsafe segments = slab.segments(index)
@@ -150,7 +151,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     return true
   }
 
-  /// Asks for kicks before sleeping. - Returns: true when there is something to take after all.
+  /// Enables kicks before sleeping. - Returns: true if there is something to pop after all.
   @inline(__always)
   mutating func prepareToSleep() -> Bool {
     guard canTake else { return hasInterrupted }
@@ -162,7 +163,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   @inline(__always)
   mutating func hasAvailable() -> Bool { canTake ? ring.hasAvailable() : hasInterrupted }
 
-  /// Requests are to be taken again, and there is a slot for one.
+  /// There are interrupted requests, and there is a slot for one.
   private var hasInterrupted: Bool {
     @inline(__always) get { Ring.isRecorded && state == .recovering && slab.inUse < slab.capacity }
   }
@@ -189,7 +190,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
     // The rest of this function is the path of a read or a write.
     var operation: IOOperation
-    // Either everything writable is written, or only the status byte is, which alone does not count.
+    // Either everything writable is written, or only the status byte, which counts only if it is the first writable byte.
     let written: UInt32
     // The last writable byte, wherever the descriptors' boundaries are (virtio 5.2.6).
     let statusByte = unsafe shape.statusByte
@@ -226,7 +227,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
       operation = unsafe IOOperation(
         kind: .write, length: bytes, segments: segments, segmentCount: shape.readableCount(from: segments))
       operation.skip(RequestHeader.size)
-      // An engine that stores nothing has nothing to make stable.
+      // An engine without a medium has nothing to make stable.
       if Engine.movesData, isDurable {
         operation.offset = header.sector &* 512
         left &-= Int(truncatingIfNeeded: bytes) &+ BlockLimits.requestCost
@@ -289,7 +290,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   /// Stores what the answer to a request needs.
   ///
-  /// - Parameter written: the used element's length if a transfer completes; for other requests all that is writable.
+  /// - Parameter written: the used element's length if a transfer completes; for other requests, all writable bytes.
   @inline(__always)
   mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int, _ kind: ArrivalKind
@@ -298,11 +299,11 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     note(kind, index)
   }
 
-  /// Records when a request arrived, and what it asks for.
+  /// Records when a request arrived, and its kind.
   @inline(__always)
   mutating func note(_ kind: ArrivalKind, _ index: Int) { unsafe slab.slot(index).pointee.arrival = arrival.with(kind) }
 
-  /// The same for one whose kind is noted later.
+  /// The same for a request whose kind is noted later.
   @inline(__always)
   private mutating func keep(
     _ chain: consuming Chain, _ statusByte: UnsafeMutableRawPointer, _ written: UInt32, _ index: Int
@@ -348,7 +349,7 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     slab.give(index)
   }
 
-  /// The same for everything but a plain transfer that came with the previous one.
+  /// The same for everything except a plain transfer that arrived with the previous one.
   @inline(never)
   mutating func complete<Engine: BlockEngine & ~Copyable>(_ index: Int, isDone: Bool, _ medium: inout Medium<Engine>) {
     guard trace == nil else { return completeTraced(index, isDone: isDone, &medium) }
@@ -363,14 +364,14 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
     if ring.unpublished >= publishEvery { publishEarly() }
   }
 
-  /// Before the turn ends.
+  /// Publishes before the turn ends.
   @inline(never)
   mutating func publishEarly() { publish() }
 
   /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)
   mutating func publish() {
-    // What was read from memory that was no longer the driver's is never published as done.
+    // A request that was read from lost memory must never be published as done.
     guard context.faults.loadAfterLoads() == plainFaults else { return publishWithCare() }
     let count = ring.unpublished
     ring.publish()

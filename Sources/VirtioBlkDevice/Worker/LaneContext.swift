@@ -9,15 +9,14 @@ struct LaneContext: @unchecked Sendable {
   let medium: MediumFacts
   /// The `writeback` byte of the configuration space; not 0 means writeback.
   let writeback: SharedCell<UInt32>
-  /// Is told when a queue stalls because its medium failed a request; `nil`: the driver gets the error, and the queue
-  /// continues.
+  /// Where stalls are reported if the medium fails a request; `nil`: the driver gets the error, and the queue continues.
   let stalls: DeviceNews?
   /// 20 bytes, NUL padded.
   let serial: UnsafeRawPointer
   let lifetime: LifetimeFiles?
-  /// Of a zoned disk.
+  /// The zones of a zoned disk.
   let zones: ZonedDisk?
-  /// Counts pages of the process's mappings that turned out to be gone.
+  /// The count of pages in the process's mappings that turned out to be lost.
   let faults = FaultGuard.counter
 
   // MARK: Tags
@@ -26,7 +25,7 @@ struct LaneContext: @unchecked Sendable {
   /// How many requests one queue can have in flight; a larger ring holds the rest.
   static let slots = 1 << Int(slotBits)
 
-  /// Lane and slot in one number, the name of a request for its medium.
+  /// Lane and slot in one number, which identifies a request to the medium.
   static func firstTag(ofLane lane: Int) -> UInt32 { UInt32(lane) << slotBits }
   @inline(__always)
   static func lane(of tag: UInt32) -> Int { Int(tag >> slotBits) }

@@ -1,8 +1,8 @@
-/// A lane's writes to guest memory, as a dirty log has them: by guest addresses.
+/// A lane's writes to guest memory, marked by guest address in a dirty log.
 internal import VirtioCore
 
 /// Marks pages after they are written and before the driver can see that: a front-end that clears a mark and then copies the
-/// page finds everything, or another mark.
+/// page finds everything that was written, or another mark.
 @safe
 struct LaneLog {
   /// A region of guest memory.
@@ -12,13 +12,14 @@ struct LaneLog {
     var guest: UInt64
   }
 
-  /// The parts of a ring that the device writes, for the time of a publication: it keeps nothing alive and counts no
+  /// Marks the parts of a ring that the device writes, for the duration of a publication: it keeps nothing alive and counts no
   /// references.
   struct RingMarks {
     fileprivate let bits: DirtyBits
-    /// Of the used ring, or of a packed queue's device event suppression structure, as the front-end wants it logged.
+    /// The address of the used ring, or of a packed queue's device event suppression structure, that the front-end wants
+    /// logged.
     fileprivate let device: UInt64
-    /// Where the descriptor table or ring is.
+    /// The address of the descriptor table or ring.
     fileprivate let descriptors: UInt64
 
     /// - Parameters:
@@ -41,10 +42,10 @@ struct LaneLog {
   let ringMarks: RingMarks?
   private let coversBuffers: Bool
   private let pieces: [Piece]
-  /// The one that was hit last.
+  /// The piece that was hit last.
   private var last: Piece
 
-  /// - Parameter configuration: of the queue, which runs.
+  /// - Parameter configuration: that of the running queue.
   init(_ queue: QueueLog, memory: GuestMemory, configuration: QueueConfiguration) {
     let bits = queue.log.bits
     log = queue.log
@@ -56,7 +57,7 @@ struct LaneLog {
         host: UInt(bitPattern: $0.mapping.base) &+ UInt(bitPattern: $0.offset), size: UInt($0.size), guest: $0.start.rawValue)
     }
     self.pieces = pieces
-    // Behind an IOMMU nothing that a ring is described with is a guest address, the one for the log included.
+    // Behind an IOMMU, none of a ring's addresses is a guest address, including the one for the log.
     var view = memory.view()
     func guest(_ address: UInt64) -> UInt64? {
       guard let place = view.contiguous(GuestAddress(address), count: 1, for: .write) else { return nil }
@@ -64,7 +65,7 @@ struct LaneLog {
       return pieces.first { host &- $0.host < $0.size }.map { $0.guest &+ UInt64(host &- $0.host) }
     }
     let isTranslated = memory.lookup != nil
-    // A split ring's table is only read, and may be allowed no more.
+    // A split ring's table is only read, and may not be translated for writes.
     let (table, used) = (configuration.descriptorTable.rawValue, configuration.usedRing.rawValue)
     ringMarks = queue.usedRing.map {
       RingMarks(
@@ -88,7 +89,7 @@ struct LaneLog {
   @inline(never)
   private func piece(of address: UInt) -> Piece? { pieces.first { address &- $0.host < $0.size } }
 
-  /// Logs what a read may have written to, wherever it ended.
+  /// Logs everything that a read may have written to, wherever it ended.
   ///
   /// - Parameters:
   ///   - segments: those of its chain: a header of `RequestHeader.size` bytes in one or more, then the data.

@@ -1,27 +1,27 @@
-/// What a driver negotiated, as far as its queue has to follow it.
+/// The negotiated features that matter to a queue.
 internal import VirtioCore
 
 /// When a write has to be on stable storage (virtio 5.2.6.2).
 enum Durability {
-  /// At the next FLUSH. The first case is recognized with one comparison.
+  /// At the next FLUSH. It comes first so that it is recognized with one comparison.
   case byFlush
   /// When it completes: the driver negotiated nothing that could commit it later.
   case always
-  /// As the driver set the configuration's `writeback` byte.
+  /// Depends on the configuration's `writeback` byte, which the driver sets.
   case byConfiguration
 }
 
 struct LaneRules {
   let durability: Durability
-  /// FLUSH_OUT is a request (virtio 5.2.6.3).
+  /// Whether FLUSH_OUT is a valid request (virtio 5.2.6.3).
   let isLegacy: Bool
   let hasDiscard: Bool
   let hasWriteZeroes: Bool
   let hasSecureErase: Bool
   let hasLifetime: Bool
-  /// The driver knows zones.
+  /// Whether the driver has accepted ZONED.
   let hasZones: Bool
-  /// The most segments of a transfer: what SEG_MAX allows, and what splitting at the borders of memory regions makes of it.
+  /// The most segments of a transfer: what SEG_MAX allows, plus what splitting at the borders of memory regions adds.
   let segments: Int
   /// The most bytes of one of its segments.
   let segmentBytes: Int
@@ -32,7 +32,7 @@ struct LaneRules {
   /// longer.
   var plainBytes: UInt64 { min(MediumFacts.leastStepBytes, UInt64(segmentBytes)) }
 
-  /// - Parameter regions: of the guest's memory; `nil`: an IOMMU makes any number of pieces of it.
+  /// - Parameter regions: of the guest's memory; `nil`: an IOMMU may split it into any number of pieces.
   init(_ features: FeatureSet, _ limits: BlockLimits, regions: Int?) {
     let knowsSegments = features.contains(.blockSegMax)
     let knowsSize = features.contains(.blockSizeMax)

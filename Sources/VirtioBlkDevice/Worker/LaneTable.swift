@@ -1,11 +1,11 @@
-/// The lanes of one worker by their numbers: in fixed places, so that a tag finds its lane by an addition.
+/// The lanes of one worker by their numbers: in fixed places, so that finding the lane of a tag costs one addition.
 internal import VirtioCore
 
 @safe
 struct LaneTable<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let capacity: Int
   private let lanes: UnsafeMutablePointer<Lane<Ring>>
-  /// Whether there is a lane at a place; beside the lanes, so that asking is one load.
+  /// Whether there is a lane at a place; kept beside the lanes, so that checking it is one load.
   private let isPresent: UnsafeMutablePointer<Bool>
 
   init(capacity: Int) {
@@ -24,13 +24,13 @@ struct LaneTable<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// The table has no lane.
   var isEmpty: Bool { !(0..<capacity).contains { unsafe isPresent[$0] } }
 
-  /// A place without a lane; `nil` when all are taken.
+  /// A place without a lane; `nil` if all are taken.
   var free: Int? { (0..<capacity).first { unsafe !isPresent[$0] } }
 
   @inline(__always)
   func contains(_ index: Int) -> Bool { unsafe isPresent[index] }
 
-  /// A lane, which may be changed while others are read. - Parameter index: of a lane that is there.
+  /// A lane, which may be changed while others are read. - Parameter index: that of an existing lane.
   @inline(__always)
   subscript(index: Int) -> UnsafeMutablePointer<Lane<Ring>> { unsafe lanes + index }
 

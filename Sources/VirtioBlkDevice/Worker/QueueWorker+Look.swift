@@ -2,7 +2,8 @@
 internal import Glibc
 internal import VirtioCore
 
-/// Whether it is time to yield, asked after each poll that needs a system call: at the first, eight later, then after each 64.
+/// When to yield: checked after each poll that needs a system call, and due at the first, eight polls later, and then after
+/// every 64.
 struct YieldPace {
   private var left = 1
   private var next = 8
@@ -43,16 +44,16 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       round &+= 1
       // The clock is first read when nothing came at once: reading it costs a tenth of a request.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
-      // What takes a system call (messages, some completions) and the clock are polled about once a microsecond: a driver with
-      // one request at a time responds sooner, and would wait for the call to return.
+      // Sources that need a system call (messages, some completions) and the clock are polled about once a microsecond: a
+      // driver with one request at a time may respond sooner, and would have to wait for the call to return.
       if round % roundsBetweenPolls == 0 {
-        // Nothing came at once: the time from here on belongs to no request.
+        // Nothing came at once: the time from here on does not count for any request.
         if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
-        // The threads that do the awaited work may have to run on this very CPU. While none is known of, not each time: a yield
-        // forfeits the rest of the slice, and a neighbour that never yields would get it.
+        // The threads that do the awaited work may need this CPU. If none are known, not each time: a yield gives up the rest of
+        // the time slice, to a neighbour that may never yield.
         if medium.engine.awaitsThreads || yields.isDue() { sched_yield() }
-        // Nothing comes from a lost engine; the sleep that follows tells the queues.
+        // Nothing comes from a lost engine; the sleep that follows reports that to the queues.
         if medium.engine.isLost { return false }
         if !isEndless {
           let now = Clock.now
@@ -69,8 +70,8 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     }
   }
 
-  /// A worker that is held back by a limit does not poll: new requests would only wait, too. One that never sleeps polls all
-  /// the same.
+  /// A worker that is held back by a limit does not poll: new requests would only wait, too. A worker that never sleeps polls
+  /// anyway.
   mutating func mayLook() -> Bool {
     guard window.current == .max || throttledUntil == nil else { return false }
     trace?.beginsToPoll()

@@ -3,7 +3,7 @@ internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Turns without a wait, and their answers, between two readings of the clock: turns are so short that reading it in each
-  /// would be measurable, as a driver on another CPU submits a request or two at a time.
+  /// would be measurable, because a driver on another CPU submits only one or two requests at a time.
   private static var turnsBetweenMoments: Int { 8 }
   private static var answersBetweenMoments: UInt16 { 32 }
 

@@ -1,11 +1,12 @@
-/// A worker's orders: start, stop, pause, continue, limits, traces; and how its queues come and go.
+/// A worker's orders: start, stop, pause, resume, limits, traces; and the start and end of its queues.
 internal import SystemPackage
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   mutating func takeOrders() {
     carryOut(configuration.mailbox.take())
-    // Without a queue there is nothing else to wait for. The engine rests in the meantime, unless others share the thread.
+    // A prepared worker has no queue, so it waits only for orders. The engine is idle in the meantime, unless the thread is
+    // shared.
     while isPrepared, configuration.seat == nil {
       EventWait.untilReadable(configuration.mailbox.descriptor)
       carryOut(configuration.mailbox.take())
@@ -13,7 +14,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   }
 
   private mutating func prepare(_ order: PrepareOrder) {
-    // A worker that has queues has what it needs, and their memory.
+    // A worker with queues already has everything it needs, including their memory.
     if lanes.isEmpty {
       isPrepared = true
       medium.engine.use(order.memory)
@@ -68,7 +69,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     unsafe lanes[lane].pointee.release()
   }
 
-  /// A repeated order is the same stop.
+  /// A repeated order changes nothing.
   mutating func stop(_ lane: Int) {
     guard !stops.contains(lane) else { return }
     unsafe lanes[lane].pointee.drain()
@@ -109,7 +110,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       medium.forgetMemory(ofLane: index)
       throw EventWait.reason(error)
     }
-    // A previous device may have died after publishing answers and before notifying.
+    // A previous device may have died between publishing answers and notifying the driver.
     if !activation.isHeld, activation.notifiesAtStart, activation.inflight != nil || activation.publishesInOrder {
       activation.call.signal()
     }
@@ -129,14 +130,14 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     guard mayEnd else { return }
     mayEnd = false
     hasEnded = lanes.isEmpty && configuration.mailbox.close()
-    // The next turn looks at them again.
+    // The next turn checks the withdrawals again.
     mayEnd = !withdrawals.isEmpty
   }
 
   private mutating func remove(_ lane: Int) {
     if isMetered { settle(lane) }
     unsafe lanes[lane].pointee.publishLast()
-    // The rest of its trace: it had nothing in flight.
+    // The rest of its trace; nothing is in flight.
     unsafe lanes[lane].pointee.stopTrace()
     unsafe lanes[lane].pointee.handBack()
     unsafe lanes[lane].pointee.showDepth()
@@ -150,7 +151,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     lanes.remove(lane)
     medium.forgetMemory(ofLane: lane)
     mayEnd = true
-    // Before the stop is reported, so that the counters are complete then.
+    // Stored before the stop is reported, so that the counters are complete by then.
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
     configuration.events.post(.stopped(queue: queue, position))
   }

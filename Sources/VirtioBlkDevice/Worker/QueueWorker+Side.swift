@@ -1,4 +1,4 @@
-/// What a worker does beside its turn, on demand: limits and traces.
+/// Additional work in a turn, only if it is needed: limits and traces.
 internal import VirtioCore
 
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
@@ -9,7 +9,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     for index in 0..<lanes.capacity where lanes.contains(index) { unsafe lanes[index].pointee.startThrottled(&medium) }
   }
 
-  /// When a request that waits for a limit may go; `nil` when none waits.
+  /// When a request that waits for a limit may start; `nil`: none waits.
   var throttledUntil: UInt64? {
     var first: UInt64?
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -22,7 +22,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
 
   mutating func changeLimits() {
     let isLimited = configuration.throttle.isLimited
-    // It stays set: what waits for a limit that was removed is still to be started.
+    // It stays set, because requests that wait for a removed limit still have to be started.
     isThrottled = isThrottled || isLimited
     hasSideWork = isThrottled || trace != nil
     for index in 0..<lanes.capacity where lanes.contains(index) {
@@ -47,7 +47,7 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     hasSideWork = isThrottled || trace != nil
   }
 
-  /// Lanes whose requests are not being recorded are as without a trace.
+  /// While nothing is recorded, lanes run as they do without a trace.
   @inline(never)
   private mutating func traceTurn() {
     trace?.wakes()

@@ -4,16 +4,16 @@ internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
 
-/// What every worker of a device is made with.
+/// The configuration of a worker.
 struct WorkerConfiguration: Sendable {
-  /// Among the device's workers.
+  /// The worker's number among those of the device.
   var index: Int
   var context: LaneContext
   /// How many requests one queue can have in flight.
   var slots: Int
   /// Lanes: as many as the worker has queues.
   var lanes: Int
-  /// Of all its queues.
+  /// The kind of all its queues.
   var kind: QueueKind
   var waiting: Waiting
   var notification: Notification
@@ -23,7 +23,7 @@ struct WorkerConfiguration: Sendable {
   var meter: LaneMeter?
   var mailbox: WorkerMailbox
   var events: DeviceNews
-  /// Of a worker that shares its thread with others; `nil`: the thread is its own.
+  /// The seat of a worker that may share its thread with others; `nil`: the thread is its own.
   var seat: WorkerSeat?
 }
 
@@ -41,13 +41,13 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   var lanes: LaneTable<Ring>
   /// Lanes that are being stopped.
   var stops: [Int] = []
-  /// Lanes that still use translations that were taken back; `finishStops` looks at them in each turn.
+  /// Lanes that still use withdrawn translations; `finishStops` checks them in each turn.
   var withdrawals: [Int] = []
-  /// A queue has stopped or was not started, so there may be none.
+  /// A queue has stopped or could not be started, so there may be none left.
   var mayEnd = false
-  /// Prepared, and not started yet: it does not end although it has no queue.
+  /// It is prepared and no queue has started yet: it does not end although it has no queue.
   var isPrepared = false
-  /// The positions that held queues were started at: a stop before the release reports just these.
+  /// The positions that held queues were started at: a stop before the release reports exactly these.
   var heldPositions: [Int: QueuePosition] = [:]
   /// Lanes without a kick source.
   var unkicked = 0
@@ -56,13 +56,13 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   var hasEnded = false
   /// The operator has paused its queues.
   var isPaused = false
-  /// The number of a pause whose operator waits for what is in flight.
+  /// The number of a pause for which the operator waits until nothing is in flight.
   var owesRest: UInt64?
   private var turnsWithoutPoll = 0
   var window: PollWindow
-  /// When polling ends that was interrupted for a turn that may have found nothing; `Clock` nanoseconds.
+  /// When polling ends that was interrupted for a turn which may have found nothing; `Clock` nanoseconds.
   var lookEnds: UInt64?
-  /// When the polling that goes on yields.
+  /// When the present polling yields.
   var yields = YieldPace()
   let coalesces: Bool
   /// Rounds over all rings between two polls that need a system call.
@@ -73,24 +73,24 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
   private var isBusy = false
   /// Records how long requests take, and has the clock for it.
   let meter: LaneMeter?
-  /// Requests may have to wait for a limit, or did when there was one.
+  /// Requests may have to wait for a limit, or may still wait for a removed one.
   var isThrottled: Bool
-  /// That, or a trace is to be recorded: one test for both.
+  /// That, or there is a trace: one test for both.
   var hasSideWork: Bool
   /// Times are recorded, for metrics or for a trace.
   var isMetered: Bool
   var trace: WorkerTrace?
-  /// It usually shares its thread, and has one of its own at present.
+  /// It usually shares its thread, but has its own at present.
   private var isAlone = false
   /// When the clock was last read.
   var moment = ArrivalWord.none
-  /// Writes that all lanes had taken then.
+  /// Writes that all lanes had popped by then.
   var seenWrites: UInt64
 
-  /// Those of the workers that had these counters before.
+  /// System calls of the workers that had these counters before.
   let earlierSystemCalls: UInt64
 
-  /// - Throws: there is no memory for the slots of requests.
+  /// - Throws: if there is no memory for the slots of requests.
   init(_ configuration: WorkerConfiguration, engine: consuming Engine) throws(Errno) {
     let mailbox = configuration.mailbox
     medium = try Medium(
@@ -117,7 +117,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
   }
 
-  /// One turn on a thread that it shares with other workers. It does not sleep; what it would wait for is in its seat.
+  /// One turn on a thread that it shares with other workers. It does not sleep; its seat says what it would wait for.
   /// - Returns: false if it was the last turn.
   mutating func step() -> Bool {
     medium.engine.poll()
@@ -129,8 +129,8 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return !hasEnded
   }
 
-  /// Runs on a thread of its own, until its last queue has stopped or it sleeps so much that it can share a thread again.
-  /// - Returns: false when its last queue has stopped.
+  /// Runs on its own thread, until its last queue has stopped or it sleeps so much that it can share a thread again.
+  /// - Returns: false if its last queue has stopped.
   mutating func runAlone(_ seat: WorkerSeat) -> Bool {
     window = PollWindow(configuration.waiting)
     isAlone = true
@@ -141,10 +141,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     return !hasEnded
   }
 
-  /// - Throws: its engine cannot, and keeps waiting as before.
+  /// - Throws: if its engine cannot move; it keeps waiting as before.
   mutating func move(alone: Bool) throws(Errno) { try medium.engine.move(alone: alone) }
 
-  /// A function of its own in the machine code, too, so that its cost can be counted.
+  /// Never inlined, so that its cost can be measured.
   @inline(never)
   mutating func turn() {
     configuration.counters.add(.turns)
@@ -176,20 +176,21 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     sleep()
   }
 
-  /// Continues with the next turn without sleeping. A driver that always has more must not keep the worker from its mailbox.
+  /// Continues with the next turn without sleeping. A driver that always has more requests must not keep the worker from its
+  /// mailbox.
   private mutating func goOn() {
     medium.engine.submit()
     turnsWithoutPoll &+= 1
     guard isBusy || turnsWithoutPoll >= Self.turnsBetweenPolls else { return }
     turnsWithoutPoll = 0
-    // Who has done as much as a turn may lets others of this CPU go first: the kernel would look only at its next tick.
-    // On a thread with other workers these are next in any case.
+    // A worker that has used up its turn yields to other threads of this CPU: otherwise the kernel would reschedule only at its
+    // next tick. On a shared thread, the other workers are next anyway.
     if isBusy, configuration.seat == nil || isAlone { sched_yield() }
     medium.engine.poll()
     if medium.engine.isLost { abandonAll() }
   }
 
-  /// Asks for kicks, polls once more, and sleeps in the engine, which is also where a turn's operations are submitted.
+  /// Enables kicks, polls once more, and sleeps in the engine, which also submits the turn's operations.
   private mutating func sleep() {
     var hasMore = hasEnded
     if isMetered { settleAll() }
@@ -197,10 +198,10 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
       if unsafe lanes[index].pointee.prepareToSleep() { hasMore = true }
     }
     configuration.counters.set(.systemCalls, earlierSystemCalls &+ medium.systemCalls)
-    // Submitting, or polling in vain, is where an engine may find out that it is lost. Then nothing in flight would ever wake
-    // the worker.
+    // An engine may find out that it is lost while it submits, or polls in vain. Then nothing in flight would ever wake the
+    // worker.
     if medium.engine.isLost, abandonAll() { hasMore = true }
-    // What this turn or polling ran into is dealt with before sleeping.
+    // Lost memory that this turn or polling ran into is handled before sleeping.
     if configuration.context.faults.loadRelaxed() != seenFaults { hasMore = true }
     let limit = hasMore ? 0 : sleepLimit()
     if window.learns {
@@ -253,7 +254,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
     }
   }
 
-  /// Somewhere in the process a mapped file was truncated: queues on such memory stop.
+  /// A mapped file was truncated somewhere in the process: queues on such memory stop.
   @inline(never)
   private mutating func checkMemory() {
     seenFaults = configuration.context.faults.loadRelaxed()
@@ -262,7 +263,7 @@ struct QueueWorker<Ring: Virtqueue & ~Copyable, Engine: BlockEngine & ~Copyable>
 
   /// The engine is lost: nothing in flight will complete, and nothing more can be submitted.
   ///
-  /// - Returns: whether a turn has to follow, which reports it.
+  /// - Returns: whether another turn has to follow, to report it.
   @discardableResult
   @inline(never)
   private mutating func abandonAll() -> Bool {

@@ -18,7 +18,7 @@ enum RequestStage: UInt8 {
   case erase
   /// Written data is being committed to stable storage.
   case flush
-  /// Of zoned disks: data that a zone's write pointer has made room for.
+  /// Of zoned disks: data for which a zone's write pointer has advanced.
   case zoneWrite
   /// Written data is being committed to stable storage, and then the zones' states.
   case zoneFlush
@@ -28,31 +28,31 @@ enum RequestStage: UInt8 {
   case zoneRecord
 }
 
-/// One request in flight. One that completes in place never gets here.
+/// One request in flight. A request that completes in place never gets here.
 @safe
 struct RequestSlot {
   var stage = RequestStage.none
   var status: BlockStatus = .ok
   /// Complete, but an earlier one is not: with publication in order its answer waits here.
   var isFinished = false
-  /// All that is writable was written.
+  /// Everything writable was written.
   var isWhole = false
-  /// Of ranges: committed to stable storage before the answer.
+  /// For ranges: they have to be on stable storage before the answer.
   var isDurable = false
   /// The range to submit next.
   var rangeIndex: UInt8 = 0
   var rangeCount: UInt8 = 0
   /// Of zoned disks: the low byte of the request's type.
   var zoneType: UInt8 = 0
-  /// The used element's length, once it is known; of a transfer, if all of it completes.
+  /// The used element's length, once it is known; for a transfer, the length if all of it succeeds.
   var written: UInt32 = 0
-  /// Of zoned disks: where the queue stood, then the zone that is written, or what is to be recorded.
+  /// Of zoned disks: the position of the queue, then the zone that is written, or the ticket of a record.
   var zoneWord: UInt32 = 0
-  /// With publication in order: its place in `AnswerOrder`.
+  /// With publication in order: its number in `AnswerOrder`.
   var number: UInt32 = 0
-  /// When it arrived, and of what kind it is.
+  /// When it arrived, and its kind.
   var arrival = ArrivalWord.none
-  /// Of one that waits for a limit: how many bytes it counts for; of a write in a zone: its sector.
+  /// While it waits for a limit: how many bytes it counts for. For a write in a zone: its sector.
   var throttledBytes: UInt64 = 0
   /// Where the status byte goes.
   var statusByte: UnsafeMutableRawPointer?
@@ -63,22 +63,22 @@ struct RequestSlot {
 struct RequestSlab: ~Copyable {
   /// Segments that one request can have: as many as one vectored system call takes.
   static let segmentsPerSlot = 1024
-  /// Slots of the segment area are a little longer than that, so that the first segments of neighbours do not compete for the
-  /// same cache lines.
+  /// The stride of the segment area is a little longer than that, so that the first segments of neighbouring slots do not
+  /// compete for the same cache sets.
   private static let segmentStride = segmentsPerSlot + 12
 
   let capacity: Int
   private let slots: UnsafeMutablePointer<RequestSlot>
-  /// The chain of each request in flight, beside its slot: there is one exactly where the stage is not `none`.
+  /// The chain of each request in flight, beside its slot: there is one if and only if the stage is not `none`.
   private let chains: UnsafeMutablePointer<Chain>
   private let segmentArea: Mapping
   private let segmentBase: UnsafeMutablePointer<MemorySegment>
   private let rangeArea: Mapping
-  /// A stack, so that at low depth the same few slots are used and stay warm.
+  /// A stack, so that at low queue depth the same few slots are used and stay cached.
   private let free: UnsafeMutablePointer<UInt16>
   private var freeCount = 0
-  /// How many slots, from the first, were ever in use. The others are not initialized, so that a queue that was never deep
-  /// costs no memory for its depth.
+  /// How many slots, from the first, were ever in use. The others are not initialized, so that a queue that never had many
+  /// requests in flight does not use the memory for them.
   private var begunCount = 0
 
   /// - Parameter capacity: 1 … 32768.
@@ -148,7 +148,7 @@ struct RequestSlab: ~Copyable {
     return unsafe (chains + index).move()
   }
 
-  /// The ring's name of a request that is in flight.
+  /// The head of a request in flight.
   func head(at index: Int) -> UInt16 { unsafe chains[index].head }
 
   /// The beginning of a slot's segment area.

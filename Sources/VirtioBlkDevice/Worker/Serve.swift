@@ -1,4 +1,4 @@
-/// The one place where ring format and engine are chosen: below it everything is statically typed.
+/// The only place where ring format and engine are chosen: below it everything is statically typed.
 internal import SystemPackage
 internal import VirtioCore
 
@@ -7,29 +7,30 @@ struct EnginePlan: Sendable {
   var kind: EngineKind
   var setup: UringSetup
   var image: ImageFile
-  /// Of the engines that copy.
+  /// The mapping, for engines that copy.
   var mapped: MappedImage?
   /// How many operations can be in flight at once.
   var depth: Int
-  /// The layer around the engine; `nil`: none.
+  /// The layers around the engine; `nil`: none.
   var layers: EngineLayers?
-  /// Among the device's workers.
+  /// The worker's number among those of the device.
   var worker = 0
   /// Shows the user a message.
   var tell: @Sendable (String) -> Void = { _ in }
 
-  /// How a thread with this engine gives up rights, if the process does.
+  /// The rights that a thread with this engine keeps, if the process gives up rights.
   var role: ThreadRole {
     guard kind == .nbd else { return .queue }
     return image.export?.options.location.security == nil ? .connectedQueue : .securedQueue
   }
 }
 
-/// The body of a worker thread. An engine that cannot be made here (out of locked memory, say) is replaced by the plain one.
+/// The body of a worker thread. An engine that cannot be made here (because of the limit of locked memory, for example) is
+/// replaced by the plain one.
 func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let mailbox = configuration.mailbox.descriptor
   let descriptor = plan.image.descriptor
-  // The page cache answers at once, too.
+  // The page cache is as fast as memory.
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
     if plan.layers != nil || configuration.kind.isWatched {
@@ -89,8 +90,8 @@ func work(_ configuration: WorkerConfiguration, top engine: any EngineObject, ro
   try work(configuration, LayeredEngine(engine), role: role)
 }
 
-/// The same as `work` below, on queues that are watched. Only with an engine that is an object: it need not be fast, and the
-/// other workers are not affected.
+/// The same as `work` below, on queues that are watched. Only with an engine that is an object: it need not be fast, and other
+/// workers pay nothing for it.
 private func workWatched(
   _ configuration: WorkerConfiguration, _ engine: consuming LayeredEngine, role: ThreadRole
 ) throws(Errno) {
@@ -115,7 +116,7 @@ private func workWatched(
 func work<Engine: BlockEngine & ~Copyable>(
   _ configuration: WorkerConfiguration, _ engine: consuming Engine, role: ThreadRole = .queue
 ) throws(Errno) {
-  // Everything that has to be allocated is there.
+  // Everything that needs more rights has been allocated by now.
   role.begin()
   switch (configuration.kind.isPacked, configuration.kind.isRecorded) {
   case (false, false):
@@ -133,7 +134,7 @@ func work<Engine: BlockEngine & ~Copyable>(
   }
 }
 
-/// There is not even a descriptor for epoll: every start is answered with an error.
+/// No engine could be made, not even for lack of an epoll descriptor: every start is answered with an error.
 func refuse(_ configuration: WorkerConfiguration) {
   repeat {
     EventWait.untilReadable(configuration.mailbox.descriptor)

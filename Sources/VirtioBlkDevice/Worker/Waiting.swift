@@ -1,13 +1,13 @@
-/// What a worker does when there is nothing to do.
+/// How a worker waits when there is nothing to do.
 
 public enum Waiting: Hashable, Sendable {
   /// Sleep at once.
   case sleep
   /// Poll for this long, then sleep. Microseconds.
   case poll(microseconds: Int)
-  /// Poll for as long as that has been paying off, at most this long. Microseconds.
+  /// Poll for as long as that pays off, at most this long. Microseconds.
   case adaptive(maximumMicroseconds: Int)
-  /// Never sleep: a CPU for the queue.
+  /// Never sleep: the queue uses a whole CPU.
   case busy
 }
 

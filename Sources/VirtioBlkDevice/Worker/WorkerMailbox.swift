@@ -4,13 +4,13 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// What is to be done with one queue, in this order.
+/// Orders for one queue, in the order in which they are executed.
 struct QueueOrder: Sendable {
   var start: Activation?
   var call: CallSink?
   var failure: CallSink?
-  /// Of a driver behind an IOMMU. What is in force comes after what is taken back: it may be newer, and then it says nothing any more
-  /// about what is in use.
+  /// For a driver behind an IOMMU. The translations in force are applied after the withdrawal: they may be newer, and then they
+  /// no longer say what is in use.
   var withdrawal: Withdrawal?
   private(set) var translations: (value: Translations, refused: TranslationMiss?)?
   var releases = false
@@ -21,7 +21,7 @@ struct QueueOrder: Sendable {
   }
 }
 
-/// A worker is to prepare for queues with this memory, and to wait for the first of them.
+/// An order to prepare for queues with this memory, and to wait for the first of them.
 struct PrepareOrder: Sendable {
   /// Distinguishes this call from earlier ones, whose answers are no longer awaited.
   var number: UInt64
@@ -32,17 +32,17 @@ struct PrepareOrder: Sendable {
 struct WorkerOrders: Sendable {
   private(set) var queues: [Int: QueueOrder] = [:]
   var prepare: PrepareOrder?
-  /// A worker that was prepared is to stop waiting for its first queue. Comes after everything else.
+  /// A prepared worker has to stop waiting for its first queue. Executed after everything else.
   var unprepares = false
   /// The disk's limits have changed.
   var changesLimits = false
-  /// A trace of the queues is to be recorded, or no longer.
+  /// Starts or stops a trace of the queues.
   var trace: TraceOrder?
-  /// Every queue is to stop, including those that start now.
+  /// Every queue has to stop, including those that start now.
   var stopsAll = false
-  /// Queues that stall or are paused are to continue.
+  /// Queues that stall or are paused have to continue.
   var resumesAll = false
-  /// Queues are to take nothing more; the number goes back when nothing is in flight.
+  /// Queues must pop nothing more; the number is reported back when nothing is in flight.
   var pause: UInt64?
 
   var isEmpty: Bool {
@@ -53,7 +53,8 @@ struct WorkerOrders: Sendable {
   mutating func add(_ queue: Int, _ change: (inout QueueOrder) -> Void) { change(&queues[queue, default: QueueOrder()]) }
 }
 
-/// A locked set of orders and an eventfd. Looked at only when the eventfd fires, so the data path never touches the lock.
+/// A set of orders under a lock, and an eventfd. It is read only when the eventfd is signalled, so the data path never touches
+/// the lock.
 final class WorkerMailbox: Sendable {
   private struct State {
     var orders = WorkerOrders()
@@ -69,7 +70,7 @@ final class WorkerMailbox: Sendable {
   /// Readable while there are orders; stays open for as long as the mailbox lives.
   var descriptor: Int32 { counter.rawValue }
 
-  /// - Returns: false when the worker is about to end and will not see it.
+  /// - Returns: false if the worker is about to end and will not see it.
   func post(_ change: (inout WorkerOrders) -> Void) -> Bool {
     let isOpen = state.withLock { state in
       guard !state.isClosed else { return false }
@@ -89,7 +90,7 @@ final class WorkerMailbox: Sendable {
     }
   }
 
-  /// The worker has no queue left and wants to end. - Returns: false when there are orders to look at first.
+  /// The worker has no queue left and wants to end. - Returns: false if there are orders to execute first.
   func close() -> Bool {
     state.withLock { state in
       guard state.orders.queues.isEmpty, state.orders.prepare == nil else { return false }

@@ -1,11 +1,11 @@
-/// What a worker itself does while it is traced: when it polls and when it sleeps; and for how much of the time it records.
+/// A worker's part of a trace: when it polls and when it sleeps, and for how much of the time it records.
 
 struct WorkerTrace {
-  /// What its lanes are to do.
+  /// What its lanes have to do.
   enum Change { case rest, record }
 
   /// Nanoseconds. In each interval of this length a fixed number of records is written, and then none for the rest of it:
-  /// recording a request costs some tenths of a microsecond, too much for a thread that serves millions of them.
+  /// recording a request costs a few tenths of a microsecond, too much for a thread that serves millions of them.
   private static let period: UInt64 = 100_000_000
 
   let buffer: TraceBuffer
@@ -16,7 +16,7 @@ struct WorkerTrace {
   private var sleepsSince: UInt64 = 0
   private var pollsSince: UInt64 = 0
 
-  /// - Parameter order: what to write, and how much.
+  /// - Parameter buffer: where to write, and how much.
   init(_ buffer: TraceBuffer) {
     self.buffer = buffer
     budget = buffer.budget
@@ -26,14 +26,14 @@ struct WorkerTrace {
 
   var isResting: Bool { restsSince != 0 }
 
-  /// Nanoseconds until it continues recording; `nil`: it does.
+  /// Nanoseconds until recording continues; `nil`: it is recording.
   var restLeft: Int64? {
     guard isResting else { return nil }
     let gone = buffer.writer.nanoseconds(from: periodBegan, to: buffer.writer.now)
     return Int64(Self.period &- min(gone, Self.period)) + 1
   }
 
-  /// At the beginning of a turn.
+  /// To be called at the beginning of a turn.
   mutating func nextChange() -> Change? {
     let written = buffer.written
     guard isResting || written &- writtenThen >= budget else { return nil }
@@ -63,7 +63,7 @@ struct WorkerTrace {
     sleepsSince = buffer.writer.now
   }
 
-  /// It has something to do from now on, whatever it did before.
+  /// The worker has something to do from now on, whether it slept or polled before.
   mutating func wakes() {
     endPoll()
     guard sleepsSince != 0 else { return }
@@ -73,7 +73,7 @@ struct WorkerTrace {
 
   func noticesKick() { if !isResting { buffer.writer.append(TraceRecord(.kick, times: (buffer.writer.now, 0, 0, 0))) } }
 
-  /// This is the last event.
+  /// Ends the trace.
   mutating func end() {
     wakes()
     endRest()

@@ -36,7 +36,7 @@ struct ZoneFileLayout: Equatable {
 
   let zones: Int
   let queues: Int
-  /// Of each queue.
+  /// Notes of each queue.
   let notes: Int
 
   var recordBytes: Int { (Self.recordHead + zones * 8 + Self.page - 1) / Self.page * Self.page }
@@ -47,7 +47,7 @@ struct ZoneFileLayout: Equatable {
   func note(queue: Int, _ index: Int) -> Int { firstNote + (queue * notes + index) * ZoneNote.size }
   var size: Int { firstNote + (queues * notes * ZoneNote.size + Self.page - 1) / Self.page * Self.page }
 
-  /// A torn record fails it.
+  /// A checksum that tells a torn record from an intact one.
   static func sum(_ words: some Sequence<UInt64>) -> UInt64 {
     var sum: UInt64 = 0xcbf2_9ce4_8422_2325
     for word in words {
@@ -260,7 +260,7 @@ final class ZoneFile: @unchecked Sendable {
       }
     }
     let found = zones ?? recorded.map(Self.afterPowerLoss)
-    // They must not be mistaken for intact while they are being replaced.
+    // The live words must not be mistaken for intact while they are being replaced.
     if zones == nil {
       cell(ZoneFileLayout.boot).storeRelease(0)
       for (index, zone) in found.enumerated() { cell(layout.live + index * 8).storeRelease(zone.word.littleEndian) }
@@ -369,7 +369,7 @@ final class ZoneFile: @unchecked Sendable {
   /// one at a time.
   /// - Returns: false when that failed.
   func record(_ zones: [Zone]) -> Bool {
-    // Another process continues with them.
+    // Not if another process has taken over the zones.
     guard session != 0, cell(ZoneFileLayout.session).loadRelaxed() == session, !isLost else { return false }
     let number = recordNumber + 1
     let place = 1 - newestRecord

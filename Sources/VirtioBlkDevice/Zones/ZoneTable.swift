@@ -9,7 +9,7 @@ struct ZoneTable: Sendable {
   private(set) var implicit: [Int] = []
   private(set) var explicitCount = 0
   private(set) var closedCount = 0
-  /// Zones that have changed since they were last taken note of.
+  /// Zones that have changed since `takeChanged` was last called.
   private(set) var changed: [Int] = []
 
   /// The outcome of a write.
@@ -21,7 +21,7 @@ struct ZoneTable: Sendable {
 
   /// The outcome of a read.
   enum Readable: Equatable, Sendable {
-    /// This many sectors have been written; those behind them read as zeroes.
+    /// This many sectors have been written; those after them read as zeroes.
     case sectors(UInt64)
     case refused(BlockStatus)
   }
@@ -153,7 +153,7 @@ struct ZoneTable: Sendable {
 
   // MARK: Commands
 
-  /// ZONE_OPEN. - Parameter sector: any; the zone's first is right.
+  /// ZONE_OPEN. - Parameter sector: any; only the first of a zone is valid.
   mutating func open(_ sector: UInt64) -> BlockStatus {
     guard let zone = sequential(sector) else { return .zoneInvalid }
     switch zones[zone].state {
@@ -209,7 +209,7 @@ struct ZoneTable: Sendable {
 
   /// A zone fails, as on failing media: it becomes read-only or offline. Offline is final.
   mutating func fail(_ zone: Int, _ state: ZoneState) {
-    precondition(state == .readOnly || state == .offline, "a zone fails to be read-only or offline")
+    precondition(state == .readOnly || state == .offline, "a zone that fails becomes read-only or offline")
     guard zones[zone].state != .offline else { return }
     become(state, zone)
   }

@@ -2,7 +2,7 @@
 internal import VirtioCore
 
 extension ZonedDisk {
-  /// - Throws: why there are none.
+  /// - Throws: why the image cannot have zones.
   convenience init(of image: ImageDescription, path: String, _ options: ZonedOptions) throws(ZoneFailure) {
     guard !image.isReadOnly else { throw .readOnly(path: path) }
     let request = UInt64(BlockDeviceOptions.maximumSegments) * UInt64(BlockDeviceOptions.maximumSegmentSize)

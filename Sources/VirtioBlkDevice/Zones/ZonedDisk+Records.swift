@@ -1,11 +1,11 @@
-/// How the state of zones gets to stable storage: tickets, issued in the lanes when something completes, and records, which helper
-/// threads write for them.
+/// How the state of zones gets to stable storage: tickets, issued in the lanes when something completes, and records, which
+/// helper threads write for them.
 internal import Synchronization
 internal import VirtioCore
 
 extension ZonedDisk {
-  /// What a record has to say once everything that has completed by now is on stable storage. - Returns: 0 if there is
-  /// nothing new.
+  /// A ticket for a record that holds once everything that has completed by now is on stable storage. - Returns: 0 if nothing
+  /// has changed.
   func ticket() -> UInt32 {
     with { state in
       var snapshot = Snapshot()
@@ -18,8 +18,8 @@ extension ZonedDisk {
     }
   }
 
-  /// Whether a zone has to be recorded: the newest record, or the one being written, says something else, or it is from
-  /// before a reset that is not recorded yet.
+  /// Whether a zone has to be recorded: the newest record, or the one being written, differs, or is from before a reset that is
+  /// not recorded yet.
   private func differs(_ zone: Int, _ word: UInt64, _ state: State) -> Bool {
     word != state.recorded[zone].word || state.recording.map { word != $0[zone].word } ?? false
       || state.resets[zone] != state.recordedResets[zone] && word != Self.emptyWord
@@ -27,7 +27,7 @@ extension ZonedDisk {
 
   private static let emptyWord = Zone(state: .empty).word
 
-  /// The same for zones that were reset; it says nothing about other writes being on stable storage.
+  /// The same for zones that were reset; it does not depend on other writes being on stable storage.
   func ticketOfResets() -> UInt32 {
     with { state in
       var snapshot = Snapshot()
@@ -41,9 +41,9 @@ extension ZonedDisk {
     }
   }
 
-  /// The same for one zone. The record speaks of all that the zone has: of writes from before the write cache was turned off, of
-  /// those that came behind a durable one since it was turned on again, and of zeroes. - Returns: also whether all of it is on
-  /// stable storage by now; if not, a flush comes first.
+  /// The same for one zone. The record covers all of the zone's contents: writes from before the write cache was turned off,
+  /// writes after a durable one since it was turned on again, and zeroes. - Returns: also whether all of it is on stable
+  /// storage by now; if not, a flush comes first.
   func ticket(zone: Int) -> (ticket: UInt32, isStable: Bool) {
     with { state in
       guard state.recorded.indices.contains(zone) else { return (0, false) }
@@ -73,8 +73,8 @@ extension ZonedDisk {
 
   /// Writes the record for a ticket. It waits for the medium, so it is for a helper thread.
   ///
-  /// - Parameter beforeWriting: called after the contents were chosen and before they are written; for tests.
-  /// - Returns: false when it could not be written.
+  /// - Parameter beforeWriting: called when the contents have been chosen and are not yet written; for tests.
+  /// - Returns: false if it could not be written.
   func record(ticket: UInt32, beforeWriting: () -> Void = {}) -> Bool {
     recorder.withLock { _ in
       let found: (zones: [Zone], snapshot: Snapshot)? = with { state in
@@ -82,7 +82,7 @@ extension ZonedDisk {
         var (zones, news) = (state.recorded, snapshot)
         news.zones.removeAll { index, _, resets in
           guard state.resets[index] == resets else { return true }
-          // A ticket that was issued later may have been recorded and answered first: that is not undone.
+          // A ticket that was issued later may have been recorded and answered first: it is not undone.
           return snapshot.order <= state.recordedOrder[index] && state.recordedResets[index] == resets
         }
         for (index, zone, _) in news.zones { zones[index] = zone }

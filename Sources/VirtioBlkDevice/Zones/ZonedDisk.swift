@@ -8,7 +8,7 @@ internal import Synchronization
 internal import SystemPackage
 internal import VirtioCore
 
-/// Who submits a request.
+/// A request to a zone, as the table of zones needs to know it.
 struct ZoneRequest: Sendable {
   /// How a request may turn out to be one that an earlier process executed but did not answer.
   enum Origin: Sendable {
@@ -25,7 +25,7 @@ struct ZoneRequest: Sendable {
   /// The low byte of its type.
   var type: UInt8
   var origin: Origin
-  /// What was done for it is noted.
+  /// Whether what was done for it is noted.
   var isKept: Bool
 }
 
@@ -58,7 +58,7 @@ enum ZoneCommand: UInt8, CaseIterable, Sendable {
   case resetAll = 26
 }
 
-/// The zones of one disk. Its image keeps it, and all queues ask it.
+/// The zones of one disk. The image owns it, and all queues use it.
 public final class ZonedDisk: Sendable {
   /// A write in flight.
   struct Flight {
@@ -183,8 +183,8 @@ public final class ZonedDisk: Sendable {
       state.resets = zip(found.zones, found.recorded).map { zone, recorded in
         zone.written < recorded.written || zone.state == .empty && recorded.state != .empty ? 1 : 0
       }
-      // What another process wrote may be in the page cache only, and a zone as long as its record may have been reset and written
-      // again: the first flush tells.
+      // What another process wrote may be in the page cache only, and a zone as long as its record may have been reset and
+      // written again: the first flush tells.
       state.stable = Array(repeating: 0, count: found.zones.count)
       for (queue, notes) in found.notes.enumerated() where !notes.isEmpty {
         state.notes[queue] = Dictionary(notes.map { ($0.head, $0) }, uniquingKeysWith: { one, _ in one })
@@ -197,7 +197,7 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  /// Why there are no zones; `nil`: there are.
+  /// Why the zones cannot be used; `nil`: they can.
   var failure: ZoneFailure? { with { $0.failure } }
 
   private func keepChanged(_ state: inout State) {
@@ -232,7 +232,7 @@ public final class ZonedDisk: Sendable {
       state.budgets[request.queue] = left
       if left > 0 { return nil }
     }
-    // Nobody will resubmit what is left.
+    // Nobody will resubmit the rest.
     for head in notes.keys { file.forget(head: head, queue: request.queue) }
     state.notes[request.queue] = nil
     return nil
@@ -338,7 +338,7 @@ public final class ZonedDisk: Sendable {
     }
   }
 
-  /// A write failed, and so do those behind it: there is a gap in front of them.
+  /// A write failed, and so do the later ones in flight: there is a gap before them.
   private func fail(_ place: Int, of flights: inout [Flight], _ zone: Int, _ state: inout State) {
     let start = flights[place].start
     flights.remove(at: place)
@@ -363,7 +363,7 @@ public final class ZonedDisk: Sendable {
         state.lost.insert(zone)
         let start = UInt32(sector - geometry.start(of: zone))
         guard var flights = state.flights[zone], let place = flights.firstIndex(where: { $0.start == start }) else { continue }
-        // One that is already bound to fail is behind another failed one.
+        // A write that is already doomed came after another failed one.
         if flights[place].isDoomed { flights.remove(at: place) } else { fail(place, of: &flights, zone, &state) }
         state.flights[zone] = flights.isEmpty ? nil : flights
       }
@@ -484,7 +484,7 @@ public final class ZonedDisk: Sendable {
       let (start, length) = (geometry.start(of: number), geometry.length(of: number))
       put(geometry.writable(in: number), offset)
       put(start, offset + 8)
-      // Writes in flight count: the next write goes behind them.
+      // Writes in flight count: the next write goes after them.
       put(zone.state == .full || geometry.isConventional(number) ? start + length : start + UInt64(zone.pointer), offset + 16)
       bytes[offset + 24] = geometry.isConventional(number) ? 1 : 2
       bytes[offset + 25] = zone.state.rawValue

@@ -1,7 +1,7 @@
 /// The options of a disk with zones on an image (virtio 5.2.4: host-managed).
 internal import VirtioCore
 
-/// Which zones a disk is to have, and where their states are kept.
+/// The zones of a disk, and where their states are stored.
 public struct ZonedOptions: Equatable, Sendable {
   /// Size of a zone, bytes, a power of two; `nil`: 256 MiB, or less on a small image, so that it has 16 zones.
   public var zoneSize: UInt64?
@@ -9,29 +9,30 @@ public struct ZonedOptions: Equatable, Sendable {
   public var zoneCapacity: UInt64?
   /// Zones at the beginning of the disk that can be written in any order.
   public var conventional = 0
-  /// How many zones may be open, and how many open or closed, at once; 0: any number.
+  /// How many zones may be open at once; 0: any number; `nil`: 128 on a disk with more zones than that, otherwise any number,
+  /// but at most `maximumActive`.
   public var maximumOpen: UInt32?
-  /// How many zones may be open or closed at once; 0: any number; `nil`: any number.
+  /// How many zones may be open or closed at once; 0 or `nil`: any number.
   public var maximumActive: UInt32?
   /// The largest append, bytes; 0: no appends; `nil`: 4 MiB, or less if a request or a zone is smaller.
   public var maximumAppend: UInt64?
   /// Writes have to begin and end at multiples of this, bytes; `nil`: the logical block.
   public var granularity: UInt64?
-  /// Zones that are read-only or offline from now on, as on failing media.
+  /// Zones that are read-only from now on, as on failing media.
   public var readOnlyZones: [Int] = []
-  /// Zones that can be neither read nor written from now on.
+  /// Zones that are offline from now on: they can be neither read nor written.
   public var offlineZones: [Int] = []
-  /// Where the zones' states are kept; `nil`: beside the image, with `.zones` appended to its name.
+  /// The file in which the zones' states are stored; `nil`: beside the image, with `.zones` appended to its name.
   public var file: String?
   /// Accept states that were recorded for another file: the image was copied, or moved to another file system, together with
   /// them.
   public var adopts = false
-  /// The number of queues whose requests in flight are recorded for the next process, and the entries of their rings.
+  /// The number of queues whose requests in flight are recorded for the next process.
   public var queues = 16
   /// Entries of the largest ring, 4 … 32768.
   public var ringEntries = 1024
 
-  /// The usual zones, as the properties say.
+  /// The default zones, as the properties say.
   public init() {}
 
   static let usualZoneSize: UInt64 = 256 << 20
@@ -107,11 +108,11 @@ public struct ZonedOptions: Equatable, Sendable {
   }
 }
 
-/// Why a disk can have no zones, or not these: one sentence each, saying what to do.
+/// Why a disk cannot have zones, or not these: one sentence each that says what to do.
 public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
-  /// - remedy: what is possible.
+  /// The options do not describe possible zones. - remedy: what is possible.
   case badOption(String, String)
-  /// The image is neither a raw file nor a block device. - what: it is, as in "a qcow2 image".
+  /// The image is neither a raw file nor a block device. - what: what it is, as in "a qcow2 image".
   case notOnThis(path: String, what: String)
   /// The disk is read-only, and zones change when they are written.
   case readOnly(path: String)
@@ -119,13 +120,13 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
   case cannotOpen(path: String, String)
   /// The file with the states does not exist and cannot be made, and why.
   case cannotMake(path: String, String)
-  /// The file exists and is not one with states of zones.
+  /// The file exists and does not hold states of zones.
   case notZones(path: String)
   /// The file with the states contradicts itself.
   case damaged(path: String, what: String)
   /// The file has the states of another image.
   case otherImage(path: String)
-  /// The file has the states of other zones. - what: differs, as in "zone size in sectors".
+  /// The file has the states of other zones. - what: what differs, as in "zone size in sectors".
   case otherGeometry(path: String, what: String, kept: UInt64, wanted: UInt64)
 
   /// One sentence for a person: what happened, with what, and what to do.
@@ -143,14 +144,14 @@ public enum ZoneFailure: Error, Hashable, CustomStringConvertible {
     case .notZones(let path):
       "\(printable(path)) exists and is not a file with the states of zones: name another file with file= in --zoned"
     case .damaged(let path, let what):
-      "the states of the zones in \(printable(path)) are damaged (\(what)): put a copy in its place, or remove it, and all zones are "
-        + "empty then"
+      "the states of the zones in \(printable(path)) are damaged (\(what)): replace the file with a copy, or remove it, after which all zones "
+        + "are empty"
     case .otherImage(let path):
       "\(printable(path)) holds the states of another image's zones: name the right file with file= in --zoned, or add adopt there if "
         + "the image was copied together with it"
     case .otherGeometry(let path, let what, let kept, let wanted):
-      "\(printable(path)) holds the states of zones with another \(what) (\(kept), and \(wanted) is wanted): use the old value again, "
-        + "or remove the file, and all zones are empty then"
+      "\(printable(path)) holds the states of zones with another \(what) (\(kept) instead of \(wanted)): use the old value again, "
+        + "or remove the file, after which all zones are empty"
     }
   }
 }

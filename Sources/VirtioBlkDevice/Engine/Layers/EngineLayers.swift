@@ -1,17 +1,17 @@
-/// Which layers a device's engines have around them, and the one place that puts them there.
+/// The layers around a device's engines, and the only place that adds them.
 internal import SystemPackage
 internal import VirtioCore
 
 /// Shared by all workers of a device.
 struct EngineLayers: Sendable {
-  /// Faults deliberately.
+  /// Injects faults.
   var faults: FaultInjector?
-  /// Is notified of what is done at the medium.
+  /// Observes the operations on the medium.
   var witness: (any MediumWitness)?
-  /// A mistake that somebody who checks devices is to find.
+  /// A deliberate mistake that a checker of devices has to find.
   var plant: PlantedMistake?
 
-  /// - Returns: `nil` when there is none, so that nothing costs anything.
+  /// - Returns: `nil` if there are none, so that there is no cost.
   init?(_ options: BlockDeviceOptions) {
     guard !options.faults.isEmpty || options.witness != nil || options.plant != nil else { return nil }
     faults = options.faults.isEmpty ? nil : FaultInjector(options.faults)
@@ -30,7 +30,7 @@ struct EngineLayers: Sendable {
 }
 
 extension EnginePlan {
-  /// The engine of this plan as an object. - Throws: it cannot be made here.
+  /// The engine of this plan as an object. - Throws: if it cannot be made here.
   func makeObject(isSlow: Bool, mailbox: Int32) throws(Errno) -> any EngineObject {
     let descriptor = image.descriptor
     if let chain = image.chain, kind != .null { return EngineBox(try Qcow2Engine(chain, kind, mailbox: mailbox)) }

@@ -1,10 +1,10 @@
-/// An engine with something around it: faults deliberately, a record of what was done. Nothing here is on the way of a device
-/// that has neither.
+/// An engine with layers around it, which inject faults or record what was done. A device that has neither does not use any of
+/// this.
 internal import SystemPackage
 internal import VirtioCore
 
-/// A `BlockEngine` as an object, so that layers can be put around any of them without a worker of its own for each pair. It is
-/// used by one thread, as an engine is.
+/// A `BlockEngine` as an object, so that layers can be put around any of them without a specialized worker for each pair. It is
+/// used by one thread, like an engine.
 protocol EngineObject: AnyObject {
   var takesOnlyTransfers: Bool { get }
   var takesDiscards: Bool { get }
@@ -23,7 +23,7 @@ protocol EngineObject: AnyObject {
   func abandon()
 }
 
-/// An engine itself: what the layers are around.
+/// The engine itself, inside the layers.
 final class EngineBox<Engine: BlockEngine & ~Copyable>: EngineObject {
   private var engine: Engine
 
@@ -46,7 +46,7 @@ final class EngineBox<Engine: BlockEngine & ~Copyable>: EngineObject {
   func abandon() { engine.abandon() }
 }
 
-/// Something around an engine: it does what it is for, and leaves the rest to what is below.
+/// A layer around an engine: it does its own part, and leaves the rest to `base`.
 protocol EngineLayer: EngineObject {
   var base: any EngineObject { get }
 }
@@ -69,10 +69,10 @@ extension EngineLayer {
   func abandon() { base.abandon() }
 }
 
-/// What a worker has instead of its plain engine.
+/// What a worker has instead of a plain engine.
 struct LayeredEngine: BlockEngine, ~Copyable {
   static let movesData = true
-  // The length of a file is looked at whatever the engine below notices by itself.
+  // `noticesCuts` stays false: the length of a file is checked whatever the engine below notices by itself.
   private let top: any EngineObject
 
   init(_ top: any EngineObject) { self.top = top }

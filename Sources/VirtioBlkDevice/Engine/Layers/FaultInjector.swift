@@ -1,19 +1,19 @@
-/// Decides what goes wrong: one for all workers of a disk, so that a fault that is to happen once happens once.
+/// Decides which faults happen. There is one for all workers of a disk, so that a fault that is to happen once happens once.
 internal import Synchronization
 internal import VirtioCore
 
-/// What is to become of one operation.
+/// The faults of one operation.
 struct FaultVerdict {
   enum Ruin: Equatable {
     case error(Int32)
     case short(UInt64)
     case never
   }
-  /// The first rule that says so decides.
+  /// Set by the first rule that applies.
   var ruin: Ruin?
   /// Nanoseconds; delays add up.
   var delay: UInt64 = 0
-  /// This many results are reported in random order; below 2: each by itself.
+  /// How many results are reported in random order; below 2: in their usual order.
   var reorder = 0
 
   var isNothing: Bool { ruin == nil && delay == 0 && reorder < 2 }
@@ -43,7 +43,7 @@ final class FaultInjector: Sendable {
           case .error, .short, .never: true
           case .delay, .reorder: false
           }
-        // What is ruined already cannot be ruined again, and does not count for this rule.
+        // An operation that is already ruined cannot be ruined again, and does not count for this rule.
         guard !isRuin || verdict.ruin == nil else { continue }
         guard states[index].random.chance(rule.rate) else { continue }
         states[index].met += 1
@@ -69,7 +69,7 @@ final class FaultInjector: Sendable {
 extension FaultRule {
   fileprivate func concerns(_ operation: IOOperation) -> Bool {
     switch (effect, operation.kind) {
-    // Nothing but a transfer can be cut short.
+    // Only a transfer can be short.
     case (.short, .flush), (.short, .punchHole), (.short, .blockDiscard), (.short, .zeroRange), (.short, .allocate):
       return false
     default: break
@@ -99,6 +99,6 @@ struct FaultRandom: RandomNumberGenerator {
     return z ^ z >> 31
   }
 
-  /// - Parameter rate: 0 never, 1 always.
+  /// - Parameter rate: 0: never, 1: always.
   mutating func chance(_ rate: Double) -> Bool { Double(next() >> 11) < rate * Double(1 << 53 as UInt64) }
 }

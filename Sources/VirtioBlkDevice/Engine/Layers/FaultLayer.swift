@@ -1,21 +1,21 @@
-/// Makes operations fail, fall short, come late, come in another order, or never end. What is above cannot tell it from a medium
-/// that does so: everything comes out as the real errors do.
+/// Makes operations fail, fall short, complete late or in another order, or never complete. The layers above cannot distinguish
+/// that from a faulty medium: faults are reported in the same way as real errors.
 internal import VirtioCore
 
-/// It allocates as it likes: who injects faults does not measure.
+/// It allocates freely: nobody measures speed while injecting faults.
 @safe
 final class FaultLayer: EngineLayer {
-  /// How long results wait for others to be mixed with: nanoseconds.
+  /// How long results wait for others to be reordered with, nanoseconds.
   private static let company: UInt64 = 10_000_000
 
   let base: any EngineObject
   private let injector: FaultInjector
 
-  /// Something that is done when the operation below is.
+  /// What to do when the operation below is done.
   @safe
   private struct Sequel {
     var verdict: FaultVerdict
-    /// Of a short transfer: its own, to be freed.
+    /// The own pieces of a short transfer, to be freed.
     var pieces: UnsafeMutablePointer<MemorySegment>?
   }
   private typealias Result = (tag: UInt32, result: Int32)
@@ -61,7 +61,7 @@ final class FaultLayer: EngineLayer {
     }
   }
 
-  /// The first bytes of a transfer, in pieces of their own. - Parameter bytes: at least 1, and less than all.
+  /// The first bytes of a transfer, in its own pieces. - Parameter bytes: at least 1, and less than all.
   private static func cut(
     _ operation: IOOperation, _ bytes: UInt64
   ) -> (IOOperation, UnsafeMutablePointer<MemorySegment>?) {
@@ -82,7 +82,7 @@ final class FaultLayer: EngineLayer {
     return unsafe (part, pieces)
   }
 
-  /// - Returns: false when the result is to be reported at once.
+  /// - Returns: false if the result has to be reported at once.
   private func hold(_ result: Result, _ verdict: FaultVerdict) -> Bool {
     if verdict.delay > 0 {
       late.append((Clock.now &+ verdict.delay, result))
@@ -100,7 +100,7 @@ final class FaultLayer: EngineLayer {
     mixed.removeAll()
   }
 
-  /// What has waited for long enough is ready.
+  /// Makes results ready that have waited long enough.
   private func collectDue() {
     guard !late.isEmpty || !mixed.isEmpty else { return }
     let now = Clock.now
@@ -116,7 +116,7 @@ final class FaultLayer: EngineLayer {
   }
 
   func nextEvent() -> EngineEvent? {
-    // With the engine below everything is lost.
+    // If the engine below is lost, so is everything in flight.
     if !isLost {
       collectDue()
       if !ready.isEmpty {

@@ -1,20 +1,20 @@
-/// Faults deliberately, as a user writes them: `write:eio:rate=0.01:range=1M-2M`.
+/// Rules for fault injection, as a user writes them: `write:eio:rate=0.01:range=1M-2M`.
 internal import Glibc
 internal import VirtioCore
 
-/// What is to go wrong at the medium, and when.
+/// A fault to inject at the medium, and when.
 ///
-/// `WHICH:FAULT[:CONDITION…]`, as `help` says it in full. All conditions have to be met.
+/// `WHICH:FAULT[:CONDITION…]`; `help` has the full grammar. All conditions have to be met.
 public struct FaultRule: Hashable, Sendable {
-  /// Operations as the medium has them: one request may be several, and one that is tried again is a new one.
+  /// The operations of the medium: one request may be several, and a retry is a new one.
   public enum Target: String, CaseIterable, Sendable {
     /// Reads.
     case read
     /// Writes of data.
     case write
-    /// What makes writes stable.
+    /// Flushes.
     case flush
-    /// Holes are punched: DISCARD, and WRITE_ZEROES that may give space back.
+    /// Punching of holes: DISCARD, and WRITE_ZEROES that may deallocate space.
     case discard
     /// WRITE_ZEROES that keeps its space.
     case zero
@@ -22,11 +22,12 @@ public struct FaultRule: Hashable, Sendable {
     case any
   }
 
-  /// What becomes of an operation that is hit.
+  /// What happens to an operation that is hit.
   public enum Effect: Hashable, Sendable {
     /// Nothing is done, and the result is this errno (positive).
     case error(Int32)
-    /// Only so many bytes are transferred; `nil`: some whole sectors, at least one and less than all of several.
+    /// Only this many bytes are transferred; `nil`: a random number of whole sectors, at least one and, if there are several,
+    /// not all.
     case short(bytes: UInt64?)
     /// It is executed at once and reported this much later: nanoseconds.
     case delay(ClosedRange<UInt64>)
@@ -38,20 +39,20 @@ public struct FaultRule: Hashable, Sendable {
 
   /// Which operations are hit.
   public var target: Target
-  /// What becomes of them.
+  /// What happens to them.
   public var effect: Effect
   /// The part of the operations that are hit: 0 … 1.
   public var rate = 1.0
-  /// Bytes of the disk; only what touches them is hit, which no flush does. `nil`: all.
+  /// Bytes of the disk; only operations that touch them are hit, which flushes never do. `nil`: all.
   public var range: Range<UInt64>?
-  /// How many are hit at most; `nil`: no limit.
+  /// The most operations that are hit; `nil`: no limit.
   public var count: Int?
-  /// How many that would be hit are spared first.
+  /// How many operations that would be hit are spared first.
   public var spared = 0
   /// The seed of the random numbers.
   public var seed: UInt64 = 1
 
-  /// A rule that hits each of these operations; the other properties restrict it.
+  /// A rule that hits every operation of this kind; the other properties restrict it.
   public init(_ target: Target, _ effect: Effect) {
     self.target = target
     self.effect = effect
@@ -100,7 +101,7 @@ public struct FaultRule: Hashable, Sendable {
     write:eio:rate=0.01:range=1M-2M, flush:eio:count=1, any:delay=5ms.
     """
 
-  /// The errors that have a name here: what media, file systems and io_uring give.
+  /// The errors that can be given by name: those of media, file systems and io_uring.
   static let errors: [(name: String, number: Int32)] = [
     ("eio", EIO), ("enospc", ENOSPC), ("eagain", EAGAIN), ("eintr", EINTR), ("einval", EINVAL), ("eopnotsupp", EOPNOTSUPP),
     ("erofs", EROFS), ("edquot", EDQUOT), ("efbig", EFBIG), ("enodev", ENODEV), ("enxio", ENXIO), ("etimedout", ETIMEDOUT),

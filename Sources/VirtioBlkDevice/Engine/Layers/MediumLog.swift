@@ -1,4 +1,4 @@
-/// A log of what reached a medium, in the format of the kernel's dm-log-writes, so that what reads those can read ours.
+/// A log of what reached a medium, in the format of the kernel's dm-log-writes, so that tools for that format can read it.
 internal import CLinux
 internal import Glibc
 internal import Synchronization
@@ -7,13 +7,13 @@ internal import VirtioCore
 
 /// A log of what reached a medium, in the format of the kernel's dm-log-writes.
 ///
-/// Entries come in the order in which they were done. What was done before a flush began stands before it, and what was done
-/// since stands behind it: so everything before a flush is stable behind it, and so is an entry that is marked FUA.
+/// Entries are in the order in which operations were done. What was done before a flush began comes before the flush, and what
+/// was done since comes after it. So everything before a flush is stable after it, and so is an entry that is marked FUA.
 public final class MediumLog: MediumWitness {
-  /// Bytes of the log's own sectors.
+  /// The size of the log's own sectors, bytes.
   private static let sector = 512
   private static let magic: UInt64 = 0x6a_7366_7768_7372
-  /// Of an entry.
+  /// Flags of an entry.
   private enum Flag {
     static let flush: UInt64 = 1
     static let fua: UInt64 = 2
@@ -34,7 +34,7 @@ public final class MediumLog: MediumWitness {
     var next = 0
     /// What was done since the first flush in flight began.
     var held: [Entry] = []
-    /// Flushes in flight, oldest first, and how much of `held` each is about.
+    /// Flushes in flight, oldest first, and how many entries of `held` each covers.
     var flushes: [(number: Int, covers: Int)] = []
   }
 
@@ -42,9 +42,9 @@ public final class MediumLog: MediumWitness {
   private let state = Mutex(State())
   private let failed: @Sendable (Errno) -> Void
 
-  /// Begins a new log; what was in the file before is gone.
+  /// Begins a new log; the file's previous contents are lost.
   ///
-  /// - Parameter failed: called once, on a queue's thread, when the log cannot be written any more: it ends there.
+  /// - Parameter failed: called once, on a queue's thread, if the log cannot be written any more: it ends there.
   public init(path: String, failed: @escaping @Sendable (Errno) -> Void) throws(Errno) {
     let descriptor = unsafe clinux_open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
     guard descriptor >= 0 else { throw Errno(rawValue: errno) }
@@ -81,7 +81,7 @@ public final class MediumLog: MediumWitness {
     if isDone {
       for entry in state.held.prefix(covers) { append(entry, &state) }
       state.held.removeFirst(covers)
-      // Those that began before this one are about nothing that is left.
+      // Flushes that began before this one cover nothing that is left.
       for index in state.flushes.indices { state.flushes[index].covers = max(0, state.flushes[index].covers - covers) }
       append(Entry(flags: Flag.flush), &state)
     }
@@ -90,7 +90,7 @@ public final class MediumLog: MediumWitness {
     state.held.removeAll()
   }
 
-  /// - Returns: `nil` for what changed nothing, or not for certain.
+  /// - Returns: `nil` for what changed nothing, or may not have changed anything.
   private static func entry(_ action: MediumAction, _ result: Int32) -> Entry? {
     guard result >= 0 else { return nil }
     switch action.kind {
@@ -112,7 +112,7 @@ public final class MediumLog: MediumWitness {
     bytes += entry.data
     var count = [UInt8](repeating: 0, count: 8)
     Self.store([state.entries + 1], in: &count)
-    // The number of entries last: the log is whole at any moment.
+    // The number of entries is written last, so that the log is intact at any moment.
     guard Self.write(bytes, at: state.end, to: file.rawValue), Self.write(count, at: 16, to: file.rawValue) else {
       state.isBroken = true
       return failed(Errno(rawValue: errno))

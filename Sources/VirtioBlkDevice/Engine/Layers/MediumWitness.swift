@@ -1,6 +1,6 @@
-/// What really reaches a medium, reported to somebody who judges it.
+/// Reports what really reaches a medium to an observer.
 
-/// Something that is done at the medium: what a power failure may leave whole, in part or not at all until it is on stable
+/// An operation on the medium, which a power failure may leave done completely, in part or not at all until it is on stable
 /// storage.
 package struct MediumAction: Sendable {
   package enum Kind: Sendable {
@@ -9,7 +9,7 @@ package struct MediumAction: Sendable {
     case zero
     /// The range may hold anything.
     case forget
-    /// Space is taken for the range; what it holds stays.
+    /// Space is allocated for the range, and its contents are kept.
     case allocate
     case flush
   }
@@ -20,18 +20,18 @@ package struct MediumAction: Sendable {
   /// Bytes from the beginning of the medium.
   package var offset: UInt64 = 0
   package var length: UInt64 = 0
-  /// Of a write: what is written.
+  /// For a write: the data.
   package var data: [UInt8] = []
-  /// A flush of another file than the image.
+  /// It is a flush of a file other than the image.
   package var isElsewhere = false
 
   package init(_ kind: Kind) { self.kind = kind }
 }
 
-/// Is notified on the workers' threads, before anything above the engine is.
+/// An observer, which is notified on the workers' threads, before anything above the engine.
 package protocol MediumWitness: AnyObject, Sendable {
   /// - Returns: a number for `finished`.
   func started(_ action: MediumAction) -> Int
-  /// - Parameter result: as an engine gives it: bytes transferred, 0, or a negative errno.
+  /// - Parameter result: that of the engine: bytes transferred, 0, or a negative errno.
   func finished(_ number: Int, result: Int32)
 }

@@ -1,4 +1,4 @@
-/// Mistakes of a device that would lose data when the power fails, made deliberately: a check has to find each.
+/// Deliberate mistakes of a device that lose data in a power failure: a checker has to find each of them.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -8,15 +8,15 @@ internal import VirtioCore
 public enum PlantedMistake: String, CaseIterable, Sendable {
   /// FLUSH is answered, and nothing is flushed.
   case noFlush = "no-flush"
-  /// Every second FLUSH is answered by the flush before it, which began before the writes in question were done.
+  /// Every second FLUSH is answered with the previous flush, which began before the writes in question were done.
   case flushTooSoon = "flush-too-soon"
   /// Another file is flushed.
   case wrongFile = "wrong-file"
-  /// Writes are not stable at their answer, whatever the driver has chosen.
+  /// Writes are not stable when they are answered, whatever the driver has chosen.
   case toggleIgnored = "toggle-ignored"
-  /// A stable write and a flush are answered first and done later.
+  /// Stable writes and flushes are answered first and done later.
   case answerTooSoon = "answer-too-soon"
-  /// Writes are answered and wait, also for a flush that comes after them to be over.
+  /// Writes are answered and delayed, even past a flush that comes after them.
   case writeAfterFlush = "write-after-flush"
   /// One write in eight is answered and never done.
   case lostWrite = "lost-write"
@@ -38,17 +38,17 @@ public enum PlantedMistake: String, CaseIterable, Sendable {
   }
 }
 
-/// Around an engine that does everything in place.
+/// A layer around an engine that does everything in place.
 @safe
 final class PlantedLayer: EngineLayer {
-  /// Operations after which one that was answered too soon is done.
+  /// How many operations later one that was answered too soon is done.
   private static let lateness = 4
   private static let longLateness = 24
 
   let base: any EngineObject
   private let mistake: PlantedMistake
   private let witness: (any MediumWitness)?
-  /// A file that is nobody's.
+  /// A file that nobody uses.
   private let elsewhere: OwnedDescriptor
   /// Answered, but not done.
   private var held: [Held] = []
@@ -56,7 +56,7 @@ final class PlantedLayer: EngineLayer {
   /// The next FLUSH joins the flush before it.
   private var joins = false
 
-  /// An operation with its data kept.
+  /// An operation with a copy of its data.
   private struct Held {
     var operation: IOOperation
     var data: [UInt8]
@@ -106,7 +106,7 @@ final class PlantedLayer: EngineLayer {
     return .finished(Int32(clamping: operation.length))
   }
 
-  /// Does the oldest of what is held.
+  /// Executes the oldest operation that is held.
   private func release(_ tag: UInt32) {
     let oldest = held.removeFirst()
     _ = perform(oldest.operation, oldest.data, tag)
@@ -114,7 +114,7 @@ final class PlantedLayer: EngineLayer {
 
   private func perform(_ operation: IOOperation, _ data: [UInt8], _ tag: UInt32) -> IOOutcome {
     guard !data.isEmpty else { return base.start(operation, tag: tag) }
-    // Direct transfers are particular about buffers.
+    // Direct transfers need aligned buffers.
     let copy = UnsafeMutableRawPointer.allocate(byteCount: data.count, alignment: 4096)
     defer { unsafe copy.deallocate() }
     unsafe UnsafeMutableRawBufferPointer(start: copy, count: data.count).copyBytes(from: data)

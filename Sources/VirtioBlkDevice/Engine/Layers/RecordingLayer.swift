@@ -1,4 +1,4 @@
-/// Tells a witness what is done at the medium.
+/// Reports every operation on the medium to a witness.
 internal import VirtioCore
 
 @safe
@@ -33,7 +33,7 @@ final class RecordingLayer: EngineLayer {
 }
 
 extension MediumAction {
-  /// - Returns: `nil` for what changes nothing.
+  /// - Returns: `nil` for operations that change nothing.
   init?(_ operation: IOOperation) {
     switch operation.kind {
     case .read: return nil
@@ -52,7 +52,7 @@ extension MediumAction {
 }
 
 extension IOOperation {
-  /// A copy of what its segments hold.
+  /// A copy of the contents of its segments.
   var bytes: [UInt8] {
     var bytes: [UInt8] = []
     bytes.reserveCapacity(Int(clamping: length))
