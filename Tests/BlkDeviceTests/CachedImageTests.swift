@@ -73,7 +73,7 @@ import VirtioCore
     }
 
     /// Begins to read the first blocks, and abandons the reads.
-    /// - Returns: whether any read was finished in place, and how many events were still reported afterwards.
+    /// - Returns: whether the engine has completions left, and how many events it still reports.
     func giveUp(_ count: Int) -> (hasFinished: Bool, events: Int) {
       for number in 0..<count {
         unsafe (segments + number).initialize(to: MemorySegment(base: buffer + number * block, count: block))

@@ -331,7 +331,6 @@ private struct Lent: @unchecked Sendable {
 
   // MARK: Hung media
 
-  /// Whatever is asked of a disk whose medium hangs is answered in time, and the other disk continues.
   /// A disk that is closed at once is not the last one: requests in flight on the others are finished.
   @Test func aSignalWaitsForEveryDisk() throws {
     try withDirectory { directory in
@@ -345,6 +344,7 @@ private struct Lent: @unchecked Sendable {
     }
   }
 
+  /// Whatever is asked of a disk whose medium hangs is answered in time, and the other disk continues.
   @Test(.enabled(if: SilentFile.isPossible, SilentFile.needs)) func aSilentMediumKeepsNobodyElse() throws {
     try withDirectory { directory in
       let silent = try SilentFile(size: 1 << 20)

@@ -48,7 +48,7 @@ struct Rig {
   var deeds: [String] = []
   var replies: [Message] = []
   var activations: [Activation] = []
-  /// The last memory table's mappings, to see which were kept.
+  /// Why queues fail to start; `nil`: they start.
   var startFailure: QueueError?
   var acceptsFeatures = true
   var writable = true
