@@ -88,7 +88,7 @@ extension BackendServer {
   /// The other server is gone: this one removes the socket's file again when it closes.
   public func ownSocket() { if case .listening(let listener) = socket { listener.ownFile() } }
 
-  /// Ends a takeover that is being prepared; its callback gets an error.
+  /// Cancels a pause that is not complete yet; its callback gets an error.
   func cancelTakeover() {
     guard case .pausing(let then) = takeover else { return }
     takeover = .none

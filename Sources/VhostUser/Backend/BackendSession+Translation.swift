@@ -192,7 +192,7 @@ extension BackendSession {
   /// Some ring waits for a translation.
   var waitsForTranslation: Bool { isTranslated && rings.contains { $0.wait != nil } }
 
-  /// A ring that has been waiting for a translation since `number`, and the translation.
+  /// A ring that already waited for a translation when `lastWait` was `number`, and still does, and that translation.
   ///
   /// - Parameter number: `lastWait` of an earlier moment.
   func waitSince(_ number: UInt64) -> (queue: Int, miss: TranslationMiss)? {

@@ -25,7 +25,7 @@ extension SharedCell where Value == UInt8 {
   @inlinable public func loadRelaxed() -> UInt8 { unsafe word.pointee.load(ordering: .relaxed) }
   /// Writes the word once, whole. Orders nothing.
   @inlinable public func storeRelaxed(_ value: UInt8) { unsafe word.pointee.store(value, ordering: .relaxed) }
-  /// Writes the word once, whole, and not before everything that comes earlier in the program.
+  /// Writes the word once, whole, and after everything that comes earlier in the program.
   @inlinable public func storeRelease(_ value: UInt8) { unsafe word.pointee.store(value, ordering: .releasing) }
 }
 
@@ -33,11 +33,11 @@ extension SharedCell where Value == UInt16 {
   @inlinable var word: UnsafeMutablePointer<Atomic<UInt16>> { unsafe pointer.assumingMemoryBound(to: Atomic<UInt16>.self) }
   /// Reads the word once, whole. Orders nothing.
   @inlinable public func loadRelaxed() -> UInt16 { unsafe word.pointee.load(ordering: .relaxed) }
-  /// Reads the word once, whole; what comes later in the program is not done before.
+  /// Reads the word once, whole, and before everything that comes later in the program.
   @inlinable public func loadAcquire() -> UInt16 { unsafe word.pointee.load(ordering: .acquiring) }
   /// Writes the word once, whole. Orders nothing.
   @inlinable public func storeRelaxed(_ value: UInt16) { unsafe word.pointee.store(value, ordering: .relaxed) }
-  /// Writes the word once, whole, and not before everything that comes earlier in the program.
+  /// Writes the word once, whole, and after everything that comes earlier in the program.
   @inlinable public func storeRelease(_ value: UInt16) { unsafe word.pointee.store(value, ordering: .releasing) }
 }
 
@@ -45,11 +45,11 @@ extension SharedCell where Value == UInt32 {
   @inlinable var word: UnsafeMutablePointer<Atomic<UInt32>> { unsafe pointer.assumingMemoryBound(to: Atomic<UInt32>.self) }
   /// Reads the word once, whole. Orders nothing.
   @inlinable public func loadRelaxed() -> UInt32 { unsafe word.pointee.load(ordering: .relaxed) }
-  /// Reads the word once, whole; what comes later in the program is not done before.
+  /// Reads the word once, whole, and before everything that comes later in the program.
   @inlinable public func loadAcquire() -> UInt32 { unsafe word.pointee.load(ordering: .acquiring) }
   /// Writes the word once, whole. Orders nothing.
   @inlinable public func storeRelaxed(_ value: UInt32) { unsafe word.pointee.store(value, ordering: .relaxed) }
-  /// Writes the word once, whole, and not before everything that comes earlier in the program.
+  /// Writes the word once, whole, and after everything that comes earlier in the program.
   @inlinable public func storeRelease(_ value: UInt32) { unsafe word.pointee.store(value, ordering: .releasing) }
   /// Adds with wrap-around and returns the new value; a full ordering point.
   @inlinable public func increment() -> UInt32 {
@@ -71,11 +71,11 @@ extension SharedCell where Value == UInt64 {
   @inlinable var word: UnsafeMutablePointer<Atomic<UInt64>> { unsafe pointer.assumingMemoryBound(to: Atomic<UInt64>.self) }
   /// Reads the word once, whole. Orders nothing.
   @inlinable public func loadRelaxed() -> UInt64 { unsafe word.pointee.load(ordering: .relaxed) }
-  /// Reads the word once, whole; what comes later in the program is not done before.
+  /// Reads the word once, whole, and before everything that comes later in the program.
   @inlinable public func loadAcquire() -> UInt64 { unsafe word.pointee.load(ordering: .acquiring) }
   /// Writes the word once, whole. Orders nothing.
   @inlinable public func storeRelaxed(_ value: UInt64) { unsafe word.pointee.store(value, ordering: .relaxed) }
-  /// Writes the word once, whole, and not before everything that comes earlier in the program.
+  /// Writes the word once, whole, and after everything that comes earlier in the program.
   @inlinable public func storeRelease(_ value: UInt64) { unsafe word.pointee.store(value, ordering: .releasing) }
   /// Loads after every load that comes before it in the program, those of a copy included: what was read is then no older
   /// than the value. On x86-64 a plain load.
