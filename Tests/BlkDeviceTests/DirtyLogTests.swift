@@ -1,4 +1,4 @@
-/// The log of written pages, against what a driver sees change in its memory.
+/// The dirty log, against what a driver sees change in its memory.
 import CLinux
 import Glibc
 import GuestDriver

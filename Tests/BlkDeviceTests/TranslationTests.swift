@@ -637,7 +637,7 @@ import Testing
     #expect(next.stop() != nil)
   }
 
-  /// A log of written pages uses guest addresses, whatever addresses the driver uses.
+  /// A dirty log uses guest addresses, whatever addresses the driver uses.
   @Test(arguments: formats) func pagesAreLoggedByGuestAddresses(features: FeatureSet) throws {
     let rig = try Rig(features, starts: false)
     let first = Int(Iommu.distance / 4096)

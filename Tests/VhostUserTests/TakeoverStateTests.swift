@@ -64,7 +64,7 @@ extension TakeoverTests {
     }
   }
 
-  // MARK: the log of written pages
+  // MARK: the dirty log
 
   /// A front-end that migrates its guest finds a mark for each page that either server has written to.
   @Test func aLogOfWrittenPagesIsKeptByOneAfterTheOther() throws {

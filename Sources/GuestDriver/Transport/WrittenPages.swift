@@ -1,4 +1,4 @@
-/// The driver's side of the log of written pages, which a VMM creates when a live migration begins.
+/// The driver's side of the dirty log, which a VMM creates when a live migration begins.
 internal import CLinux
 internal import Glibc
 internal import SystemPackage
@@ -15,10 +15,10 @@ struct WrittenPages {
     // QEMU's log consists of words of 64 bits.
     let size = (end / DirtyLog.pageSize + 64) / 64 * 8
     let number = unsafe memfd_create("vmm-blk-log", UInt32(MFD_CLOEXEC))
-    guard number >= 0 else { throw .system("memfd_create for the log of written pages", Errno(rawValue: errno)) }
+    guard number >= 0 else { throw .system("memfd_create for the dirty log", Errno(rawValue: errno)) }
     descriptor = OwnedDescriptor(number)
     guard ftruncate(number, off_t(size)) == 0 else {
-      throw .system("ftruncate of the log of written pages", Errno(rawValue: errno))
+      throw .system("ftruncate of the dirty log", Errno(rawValue: errno))
     }
     area = SharedArea(size: size, offset: 0)
   }

@@ -74,7 +74,7 @@ struct Ring: Sendable {
     return address
   }
 
-  /// Checks an address as far as possible before the ring starts (virtio 2.7: alignment to 16, 2 and 4 bytes).
+  /// Checks an address as far as possible before the ring starts (virtio 2.6: alignment to 16, 2 and 4 bytes).
   ///
   /// - Parameter isTranslated: its addresses have to be translated, and are not checked against the table.
   static func check(_ address: VringAddress, in table: MemoryTable, isTranslated: Bool) throws(Refusal) {
