@@ -1,38 +1,50 @@
 #!/usr/bin/python3
 """Shows where a back-end's CPU time goes at full speed: perf samples, by kind and by function.
 
-    Scripts/bench/profile.py [--cases "tmpfs randread 4k QD32" …]
+    Scripts/bench/profile.py                                   raw files
+    Scripts/bench/profile.py --images qcow2,nbd,rbd            images of these kinds, or single ones
+    Scripts/bench/profile.py --cases "tmpfs randread 4k QD32"  single cases
 
-Every case is served and driven as in peers.py, on images that are made for it. Waiting for the disk is not sampled: `busy` is
-the part of the time in which the back-end was on its CPU at all.
+Every case is served and driven as in peers.py, on images that are made for it. Waiting for the medium is not sampled: `busy` is
+the CPU time of all the back-end's threads as a share of the time.
 """
 import argparse
 import contextlib
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
-import time
 
+import images
 import peers
 
-# What is run, and with which flags of serve.
+# The image, the subject, the job, and more flags of serve.
 CASES = [
-    ("tmpfs", "randread", "4k", 32, []), ("tmpfs", "randwrite", "4k", 32, []), ("tmpfs", "randread", "4k", 1, []),
-    ("tmpfs", "read", "128k", 32, []), ("tmpfs", "randread", "4k", 32, ["--engine", "sync"]),
-    ("tmpfs", "randread", "4k", 32, ["--engine", "threads"]),
-    ("ext4-cache", "randread", "4k", 32, []), ("ext4-cache", "randwrite", "4k", 32, []), ("ext4-cache", "read", "128k", 32, []),
-    ("ext4-direct", "randread", "4k", 32, []), ("ext4-direct", "randwrite", "4k", 32, []),
+    ("tmpfs", "vmm-auto", "randread 4k QD32", []), ("tmpfs", "vmm-auto", "randwrite 4k QD32", []),
+    ("tmpfs", "vmm-auto", "randread 4k QD1", []), ("tmpfs", "vmm-auto", "read 128k QD32", []),
+    ("tmpfs", "vmm-auto", "randread 4k QD32", ["--engine", "sync"]),
+    ("tmpfs", "vmm-auto", "randread 4k QD32", ["--engine", "threads"]),
+    ("ext4-cache", "vmm-auto", "randread 4k QD32", []), ("ext4-cache", "vmm-auto", "randwrite 4k QD32", []),
+    ("ext4-cache", "vmm-auto", "read 128k QD32", []),
+    ("ext4-direct", "vmm-auto", "randread 4k QD32", []), ("ext4-direct", "vmm-auto", "randwrite 4k QD32", []),
+    ("qcow2-tmpfs", "vmm-qcow2", "randread 4k QD32", []), ("qcow2-tmpfs", "vmm-qcow2", "randwrite 4k QD32", []),
+    ("qcow2-ext4", "vmm-qcow2", "randwrite 4k QD1", []), ("qcow2-ext4", "vmm-qcow2", "randwrite 4k QD128", []),
+    ("qcow2-subclusters-ext4", "vmm-qcow2", "randwrite 4k QD128", []),
+    ("qcow2-over-tmpfs", "vmm-qcow2", "randwrite 4k QD32", []), ("qcow2-1tib-tmpfs", "vmm-large", "randread 4k QD32", []),
+    ("nbd", "vmm-nbd", "randread 4k QD32", []), ("nbd", "vmm-nbd", "randwrite 4k QD32", []),
+    ("rbd", "vmm-rbd", "randread 4k QD32", []), ("rbd", "vmm-rbd", "randwrite 4k QD1", []),
 ]
 COPY = re.compile(r"copy|memcpy|memmove|memset|clear_page|rep_movs|rep_stos")
-SECONDS = 2
+# Before a measurement, and during it, where the image does not say.
+SECONDS = (0.5, 2)
 
 
 def title(case):
-    image, rw, block, depth, flags = case
-    return " ".join([image, rw, block, f"QD{depth}", *flags])
+    image, _, job, flags = case
+    return " ".join([image, job, *flags])
 
 
 def kind(program, symbol):
@@ -64,28 +76,47 @@ def samples(data):
 
 
 def profile(case, image, options, directory):
-    _, rw, block, depth, flags = case
+    """Operations per second, CPU seconds per second, and the samples."""
+    _, ident, name, flags = case
+    subject = next(s for s in image.subjects if s.id == ident)
+    _, rw, block, depth = next(job for job in images.JOBS if job[0] == name)
     socket, data = os.path.join(directory, "s"), os.path.join(directory, "perf.data")
-    peers.settle(image)
-    with peers.served(peers.ours(options.vmm_blk, *flags)(image, socket), socket, options.backend_cpu) as process:
-        client = subprocess.Popen(
+    ramp, runtime = image.times or SECONDS
+    image.settle()
+    image.fresh()
+    with peers.served([*subject.command(socket), *flags], socket, options.backend_cpu) as process:
+        # Images that can be used only for a moment are sampled from the beginning.
+        perf = subprocess.Popen(
+            ["perf", "record", "-e", "cpu-clock", "-F", "1999", "-D", str(int(ramp * 1000) if ramp >= 0.5 else 0), "-o", data,
+             "-p", str(process.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        client = subprocess.run(
             [options.vmm_blk, "bench", "--socket-path", socket, f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}",
-             f"--runtime={SECONDS + 1}", "--ramp_time=0.5", "--client-cpus", str(options.client_cpu), "--no-ceiling-check",
-             "--output-format=json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        time.sleep(0.8)
-        subprocess.run(
-            ["perf", "record", "-e", "cpu-clock", "-F", "1999", "-o", data, "-p", str(process.pid), "--", "sleep", str(SECONDS)],
-            check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        output, errors = client.communicate(timeout=60)
+             f"--runtime={runtime}", f"--ramp_time={ramp}", "--client-cpus", str(options.client_cpu), "--no-ceiling-check",
+             "--output-format=json"], capture_output=True, text=True, check=False, timeout=120)
+        perf.send_signal(signal.SIGINT)
+        _, errors = perf.communicate(timeout=120)
     if client.returncode:
-        raise RuntimeError(errors.strip())
-    found = json.loads(output)["jobs"][0]["vmm-blk"]
+        raise RuntimeError(client.stderr.strip())
+    if not os.path.exists(data):
+        raise RuntimeError(f"perf: {errors.strip()}")
+    found = json.loads(client.stdout)["jobs"][0]["vmm-blk"]
     return found["iops"], found["iops"] * (found.get("backend_cpu_us_per_io") or 0) / 1e6, samples(data)
+
+
+def row(case, rate, busy, found):
+    share = {}
+    for part, program, symbol in found:
+        share[kind(program, symbol)] = share.get(kind(program, symbol), 0) + part
+    most = ", ".join(f"{short(symbol)} {part:.0f} %" for part, _, symbol in found[:4])
+    return f"| {title(case)} | {rate / 1000:.0f} | {busy:.0%} | " + " | ".join(
+        f"{share.get(what, 0):.0f} %" for what in ("copying", "kernel", "vmm-blk", "libraries")) + f" | {most} |"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vmm-blk", default=".build/release/vmm-blk", help="the program to look at")
+    parser.add_argument("--images", nargs="*", default=["raw"], metavar="WORD[,WORD…]",
+                        help=f"kinds ({', '.join(images.KINDS)}) or single images ({', '.join(images.NAMES)}); raw by default")
     parser.add_argument("--cases", nargs="*", help="titles, as in 'tmpfs randread 4k QD32'")
     parser.add_argument("--size", type=int, default=512, help="MiB of each image")
     parser.add_argument("--memory-directory", default="/dev/shm")
@@ -93,23 +124,29 @@ def main():
     parser.add_argument("--backend-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=(os.cpu_count() or 1) - 1)
     options = parser.parse_args()
-    cases = [case for case in CASES if not options.cases or title(case) in options.cases]
+    options.runtime = SECONDS[1]
+    words = [word for words in options.images for word in words.split(",") if word]
+    for word in words:
+        if word not in images.KINDS and word not in images.NAMES:
+            parser.error(f"there is no image {word!r}: use {', '.join([*images.KINDS, *images.NAMES])}")
+    if options.cases:
+        cases = [case for case in CASES if title(case) in options.cases]
+    else:
+        cases = [case for case in CASES if case[0] in words or images.kind_of(case[0]) in words]
     if not cases:
         sys.exit("profile: there is no such case; there are: " + ", ".join(f"'{title(case)}'" for case in CASES))
-    options.images = sorted({case[0] for case in cases})
-    with contextlib.ExitStack() as stack:
-        directory = stack.enter_context(tempfile.TemporaryDirectory(prefix="vmm-blk-profile-"))
-        images = {image["id"]: image for image in peers.make_images(options, stack)}
+    options.images = list(dict.fromkeys(case[0] for case in cases))
+    missing = []
+    with contextlib.closing(images.make(options, missing)) as made, \
+            tempfile.TemporaryDirectory(prefix="vmm-blk-profile-") as directory:
         print("| case | thousands/s | busy | copying | kernel | vmm-blk | libraries | most of it |")
         print("|---|---|---|---|---|---|---|---|")
-        for case in cases:
-            rate, busy, found = profile(case, images[case[0]], options, directory)
-            share = {}
-            for part, program, symbol in found:
-                share[kind(program, symbol)] = share.get(kind(program, symbol), 0) + part
-            most = ", ".join(f"{short(symbol)} {part:.0f} %" for part, _, symbol in found[:4])
-            print(f"| {title(case)} | {rate / 1000:.0f} | {busy:.0%} | " + " | ".join(
-                f"{share.get(what, 0):.0f} %" for what in ("copying", "kernel", "vmm-blk", "libraries")) + f" | {most} |", flush=True)
+        for image in made:
+            for case in cases:
+                if case[0] == image.id:
+                    print(row(case, *profile(case, image, options, directory)), flush=True)
+    for sentence in missing:
+        print(f"profile: {sentence}", file=sys.stderr)
 
 
 if __name__ == "__main__":

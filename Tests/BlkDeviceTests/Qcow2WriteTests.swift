@@ -384,6 +384,40 @@ import VirtioCore
     #expect(content[112 * 512] == 3 && Array(content[16000 * 512..<16024 * 512]) == written)
   }
 
+  /// A write that is longer than a step, over clusters that are contiguous for one step only: what lies behind them in the file
+  /// belongs to another part of the disk.
+  @Test(arguments: [EngineKind.auto, .sync], [1, 2, 61])
+  func aLongWriteStaysInItsClusters(engine: EngineKind, pieces: Int) throws {
+    let folder = try ImageFolder(in: Medium.memory.folder)
+    try folder.make("a", size: 32 << 20, clusterBits: 16, isExtended: false)
+    let step = 4 << 20
+    // In the file, what is third on the disk comes before what is second.
+    try folder.writing("DIR/a") { disk in
+      try #require(disk.change(.write, at: 0, count: step, value: 1) == 0)
+      try #require(disk.change(.write, at: 4 * step, count: 2 * step, value: 2) == 0)
+      try #require(disk.change(.write, at: step, count: 2 * step, value: 3) == 0)
+    }
+    do {
+      var options = ImageOptions(path: folder.place("a"))
+      options.qcow2 = try folder.location("DIR/a")
+      var deviceOptions = BlockDeviceOptions()
+      deviceOptions.engine = engine
+      let device = try BlockDevice(image: ImageFile(options), options: deviceOptions)
+      let features = BlockFeature.understood.subtracting([.blockSizeMax, .blockSegMax])
+      let queue = try HandQueue(device, 0, SharedMemory(size: 64 << 20), size: 128, features: features)
+      try queue.start()
+      let data = pattern(3 * step)
+      let write = BlockRequest.write(sector: UInt64(4 * step / 512), data)
+      #expect(try queue.queue.perform(write, framing: .pieces(pieces, write)).status == .ok)
+      let read = BlockRequest.read(sector: 0, bytes: 7 * step)
+      let answer = try queue.queue.perform(read, framing: .pieces(pieces, read)).answer
+      let before = [UInt8](repeating: 1, count: step) + [UInt8](repeating: 3, count: 2 * step) + zeroes(step)
+      #expect(firstDifference(answer, before + data) == nil)
+      #expect(queue.stop() != nil)
+    }
+    try check(folder, "a")
+  }
+
   /// A discard that the image format cannot express allocates nothing.
   @Test func aDiscardTakesNoSpace() throws {
     let folder = try ImageFolder(in: Medium.memory.folder)

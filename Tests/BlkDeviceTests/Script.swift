@@ -22,6 +22,8 @@ final class Script: Sendable {
     var isDurable: Bool
     var offset: UInt64
     var length: UInt64
+    /// The sum of its segments; `nil`: it has none.
+    var segmentBytes: UInt64?
   }
 
   private struct State {
@@ -99,9 +101,13 @@ final class Script: Sendable {
   fileprivate func setHeld(_ count: Int) { state.withLock { $0.held = count } }
 
   fileprivate func next(_ operation: IOOperation) -> Action {
-    state.withLock { state in
+    let segments = unsafe UnsafeBufferPointer(start: operation.segments, count: operation.segmentCount)
+    let bytes = unsafe operation.segments == nil ? nil : segments.reduce(UInt64(0)) { $0 + UInt64($1.count) }
+    return state.withLock { state in
       state.records.append(
-        Record(kind: operation.kind, isDurable: operation.isDurable, offset: operation.offset, length: operation.length))
+        Record(
+          kind: operation.kind, isDurable: operation.isDurable, offset: operation.offset, length: operation.length,
+          segmentBytes: bytes))
       return state.actions.isEmpty ? state.last ?? .whole : state.actions.removeFirst()
     }
   }

@@ -57,11 +57,12 @@ struct MediumJob {
   /// The next part of what is left, with its own pieces.
   mutating func takePart(_ bytes: UInt64) -> IOOperation {
     part = UInt32(truncatingIfNeeded: bytes)
+    let isWhole = done == 0 && bytes == operation.length
     var operation = operation
     operation.offset &+= UInt64(done)
     operation.length = bytes
     // The whole operation needs no separate pieces.
-    guard let all = unsafe operation.segments, done > 0 || bytes < operation.length else { return operation }
+    guard let all = unsafe operation.segments, !isWhole else { return operation }
     let pieces = unsafe pieces ?? .allocate(capacity: operation.segmentCount)
     unsafe self.pieces = pieces
     var skip = Int(done)
