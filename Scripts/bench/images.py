@@ -351,6 +351,12 @@ NAMES = ["tmpfs", "ext4-direct", "ext4-cache", "qcow2-tmpfs", "qcow2-first-tmpfs
          "qcow2-first-ext4", "qcow2-subclusters-ext4", "qcow2-over-tmpfs", "qcow2-chain-tmpfs", "qcow2-1tib-tmpfs"]
 
 
+def kind_of(ident):
+    """The kind of an image."""
+    prefix = ident.split("-")[0]
+    return prefix if prefix in KINDS else "raw"
+
+
 def make(options, missing):
     """The requested images, one after the other; what a kind needs is kept until the next kind begins.
 

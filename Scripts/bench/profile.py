@@ -13,10 +13,10 @@ import contextlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import images
 import peers
@@ -40,6 +40,8 @@ CASES = [
 COPY = re.compile(r"copy|memcpy|memmove|memset|clear_page|rep_movs|rep_stos")
 # Before a measurement, and during it, where the image does not say.
 SECONDS = (0.5, 2)
+# The same for images that can be used only for a moment, and how long client and perf take to start.
+SHORT, START = (0.05, 0.4), 0.4
 
 
 def title(case):
@@ -82,24 +84,24 @@ def profile(case, image, options, directory):
     _, rw, block, depth = next(job for job in images.JOBS if job[0] == name)
     socket, data = os.path.join(directory, "s"), os.path.join(directory, "perf.data")
     ramp, runtime = image.times or SECONDS
+    if ramp < SECONDS[0]:
+        ramp, runtime = SHORT
     image.settle()
     image.fresh()
     with peers.served([*subject.command(socket), *flags], socket, options.backend_cpu) as process:
-        # Images that can be used only for a moment are sampled from the beginning.
-        perf = subprocess.Popen(
-            ["perf", "record", "-e", "cpu-clock", "-F", "1999", "-D", str(int(ramp * 1000) if ramp >= 0.5 else 0), "-o", data,
-             "-p", str(process.pid)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        client = subprocess.run(
+        client = subprocess.Popen(
             [options.vmm_blk, "bench", "--socket-path", socket, f"--rw={rw}", f"--bs={block}", f"--iodepth={depth}",
-             f"--runtime={runtime}", f"--ramp_time={ramp}", "--client-cpus", str(options.client_cpu), "--no-ceiling-check",
-             "--output-format=json"], capture_output=True, text=True, check=False, timeout=120)
-        perf.send_signal(signal.SIGINT)
-        _, errors = perf.communicate(timeout=120)
-    if client.returncode:
-        raise RuntimeError(client.stderr.strip())
-    if not os.path.exists(data):
-        raise RuntimeError(f"perf: {errors.strip()}")
-    found = json.loads(client.stdout)["jobs"][0]["vmm-blk"]
+             f"--runtime={runtime + START}", f"--ramp_time={ramp}", "--client-cpus", str(options.client_cpu),
+             "--no-ceiling-check", "--output-format=json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        # perf samples only threads that exist when it starts.
+        time.sleep(ramp + START / 2)
+        perf = subprocess.run(
+            ["perf", "record", "-e", "cpu-clock", "-F", "1999", "-o", data, "-p", str(process.pid), "--", "sleep", str(runtime)],
+            capture_output=True, text=True, check=False)
+        output, errors = client.communicate(timeout=120)
+    if client.returncode or perf.returncode:
+        raise RuntimeError(errors.strip() or perf.stderr.strip())
+    found = json.loads(output)["jobs"][0]["vmm-blk"]
     return found["iops"], found["iops"] * (found.get("backend_cpu_us_per_io") or 0) / 1e6, samples(data)
 
 
@@ -124,7 +126,7 @@ def main():
     parser.add_argument("--backend-cpu", type=int, default=0)
     parser.add_argument("--client-cpu", type=int, default=(os.cpu_count() or 1) - 1)
     options = parser.parse_args()
-    options.runtime = SECONDS[1]
+    options.runtime, options.ramp = SECONDS[1], SECONDS[0]
     words = [word for words in options.images for word in words.split(",") if word]
     for word in words:
         if word not in images.KINDS and word not in images.NAMES:
