@@ -231,12 +231,17 @@ private final class CapabilityPlace: @unchecked Sendable {
 @Suite struct RegisterMutantTests {
   @Test("a falsified register is detected", arguments: RegisterMutants.all)
   func lies(_ mutant: RegisterMutant) throws {
-    var settings = Settings()
-    settings.limit = mutant.hangs ? .milliseconds(300) : .seconds(2)
-    // The device is asleep by then, and does not see chains without a kick.
-    settings.settle = .milliseconds(mutant.hangs ? 20 : 1)
-    let finding = try Self.finding(mutant, settings)
-    #expect(finding.outcome == (mutant.hangs ? .wedged : .broken), "\(finding.outcome): \(finding.seen)")
+    let expected: Outcome = mutant.hangs ? .wedged : .broken
+    // On a busy machine the device may need more time to do what it must not: then the check gets more.
+    var finding: Finding?
+    for factor in [1, 20, 400] where finding?.outcome != expected {
+      var settings = Settings()
+      settings.limit = .milliseconds(factor * (mutant.hangs ? 300 : 2000))
+      // The device is asleep by then, and does not see chains without a kick.
+      settings.settle = .milliseconds(factor * (mutant.hangs ? 20 : 1))
+      finding = try Self.finding(mutant, settings)
+    }
+    #expect(finding?.outcome == expected, "\(String(describing: finding?.outcome)): \(finding?.seen ?? "")")
   }
 
   /// If the layer itself broke something, or a check failed anyway, every mutant would count as detected.

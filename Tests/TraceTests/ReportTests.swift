@@ -98,7 +98,7 @@ import VirtioBlkDevice
     #expect(TraceTable.lines([Self.disk([])]).first == "/run/a.sock (sync): 0 requests recorded in 2.0 µs")
     var silent = Self.disk([])
     silent.silent = [4]
-    #expect(TraceTable.lines([silent]).last?.hasPrefix("thread 4 has not answered") == true)
+    #expect(TraceTable.lines([silent]).last?.hasPrefix("thread 4 has not responded") == true)
   }
 
   @Test(arguments: [

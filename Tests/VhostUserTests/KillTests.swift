@@ -212,7 +212,12 @@ final class RecoveryKills: Sendable {
     var isOn = true
     verifier.whenAnswered = { answered in if isOn { isOn = goesOn(answered) } }
     verifier.goesOn = { isOn }
-    let progress = try verifier.run()
+    let progress: VerifyProgress
+    do { progress = try verifier.run() } catch {
+      // What the server said is gone with its folder.
+      Issue.record("\(error); the server said: \(server.words)")
+      throw error
+    }
     try client.shutDown()
     return (progress, transport.reconnections)
   }

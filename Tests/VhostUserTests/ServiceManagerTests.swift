@@ -312,7 +312,9 @@ private func end(_ program: Program) {
       server.process.terminate()
       let end = server.finish()
       #expect(end.status == 0)
-      #expect(end.errors.contains("no disk is served on: \(directory)/other"), "\(end.errors)")
+      #expect(
+        end.errors.contains("no disk is served on these sockets, which were passed in LISTEN_FDS: \(directory)/other"),
+        "\(end.errors)")
     }
   }
 
