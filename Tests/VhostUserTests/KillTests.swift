@@ -31,10 +31,6 @@ struct Killing: Sendable, CustomTestStringConvertible {
     return words.joined(separator: ", ")
   }
 
-  /// A process that serves only for a moment is survived. Without records, a packed ring does not tell its position for
-  /// certain.
-  var recovers: Bool { keepsRecords || !features.contains(.packedRing) }
-
   static let plain = BlockFeature.understood.subtracting([.indirectDescriptors, .eventIndex])
   static let packed = BlockFeature.understood.union(.packedRing)
 
@@ -164,7 +160,7 @@ final class RecoveryKills: Sendable {
           server.kill()
         } else if kills < killing.kills, answered >= next {
           kills += 1
-          if kills % 2 == 0, killing.recovers { recovery.order() }
+          if kills % 2 == 0 { recovery.order() }
           server.kill()
           next = answered + 1 + Int(random.next() % 60)
         }
@@ -172,7 +168,7 @@ final class RecoveryKills: Sendable {
       }
       #expect(report.reconnections > 0)
       #if DEBUG
-      #expect(recovery.hits == (killing.recovers ? killing.kills / 2 : 0), "\(server.words)")
+      #expect(recovery.hits == killing.kills / 2, "\(server.words)")
       #endif
       #expect(server.end() == [], "\(server.words)")
     }

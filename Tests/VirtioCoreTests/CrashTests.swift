@@ -70,7 +70,7 @@ import Testing
     let shown = try #require(try bench.watching { try bench.live() }.first { $0.place == .publishShown })
     bench.restore(shown)
     places.formUnion(try bench.watching { try Self.recover(bench, "") }.map(\.place))
-    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those belong to the worker")
+    #expect(Set(KillPoint.allCases).subtracting(places) == [.answerPushed, .callDue, .callDone], "those belong to the worker")
   }
 
   /// Starts with the present state, and answers everything.

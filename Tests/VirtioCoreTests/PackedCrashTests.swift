@@ -331,7 +331,7 @@ final class PackedCrashBench: @unchecked Sendable {
       bench.restore(moment)
       places.formUnion(try bench.watching { try Self.recover(bench, "") }.map(\.place))
     }
-    #expect(Set(KillPoint.allCases).subtracting(places) == [.callDue, .callDone], "those belong to the worker")
+    #expect(Set(KillPoint.allCases).subtracting(places) == [.answerPushed, .callDue, .callDone], "those belong to the worker")
   }
 
   /// Starts with the present state, and answers everything.

@@ -44,7 +44,9 @@ extension Lane where Ring: ~Copyable {
     self.memory = activation.memory
     seenLosses = activation.memory.lookup?.translations.losses ?? 0
     self.inflight = activation.inflight
-    self.publishEvery = notification == .each ? 1 : 16
+    let publishesSingly = activation.publishesInOrder && activation.inflight == nil && features.contains(.packedRing)
+    self.publishesSingly = publishesSingly
+    self.publishEvery = notification == .each || publishesSingly ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure

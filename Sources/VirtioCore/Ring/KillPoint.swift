@@ -4,7 +4,7 @@ internal import Glibc
 internal import Synchronization
 #endif
 
-/// The places of a split ring with an in-flight record, in the path of a request.
+/// The places in the path of a request: of a ring with an in-flight record, but for one.
 public enum KillPoint: String, CaseIterable, Sendable {
   // A chain is taken.
   /// Nothing is recorded of it yet.
@@ -31,6 +31,10 @@ public enum KillPoint: String, CaseIterable, Sendable {
   case publishFreed
   /// The record says that the batch is published.
   case publishOver
+
+  // A packed ring without records.
+  /// An answer is about to be published by itself.
+  case answerPushed
 
   // The driver is notified.
   /// It wants a notification, and has not got it yet.

@@ -17,10 +17,9 @@ extension PackedRing where Book: ~Copyable {
     let span = unsafe spans[Int(id)]
     let flags = written != 0 ? batchFlags | PackedFlags.write : batchFlags
     if unsafe batchPlace == firstUnpublished {
-      // Its flags are left for `publish`.
+      // Left for `publish`.
       firstFlags = flags
-      unsafe SharedCell<UInt32>(batchPlace + 8).storeRelaxed(written)
-      unsafe SharedCell<UInt16>(batchPlace + 12).storeRelaxed(id)
+      firstAnswer = UInt64(written) | UInt64(id) << 32
     } else {
       unsafe SharedCell<UInt64>(batchPlace + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
     }

@@ -56,6 +56,9 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// The first used descriptor that is not published: where it is, and the flags that will publish it.
   @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
   @usableFromInline var firstFlags: UInt16
+  /// Length and buffer ID of that answer, if the book does not have them: stored with the flags, so that a process that dies
+  /// leaves either the driver's descriptor or the answer.
+  @usableFromInline var firstAnswer: UInt64 = 0
   /// Answers that are not published, if the book outlives the ring; it has as many places as the ring has slots.
   @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
   /// For a driver that relies on the order: the used descriptor that stands for the chains pushed last, the flags that publish
@@ -245,8 +248,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
         id: id, flags: flags, span: span, written: written)
     } else if unpublished == 0 {
       unsafe noteFirst(place, flags)
-      unsafe SharedCell<UInt32>(place + 8).storeRelaxed(written)
-      unsafe SharedCell<UInt16>(place + 12).storeRelaxed(id)
+      firstAnswer = UInt64(written) | UInt64(id) << 32
     } else {
       // The driver reads used descriptors in order, and has not seen the first one of the batch.
       unsafe SharedCell<UInt64>(place + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
@@ -287,7 +289,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     } else {
       // Release: data, status bytes and all other used descriptors of the batch are visible before the one that the driver
       // waits for (virtio 2.7.21).
-      unsafe SharedCell<UInt16>(firstUnpublished + 14).storeRelease(firstFlags)
+      unsafe SharedCell<UInt64>(firstUnpublished + 8).storeRelease(firstAnswer | UInt64(firstFlags) << 48)
     }
     unpublished = 0
     room &+= used &- publishedBytes
