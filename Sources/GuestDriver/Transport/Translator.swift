@@ -32,6 +32,8 @@ final class Translator: @unchecked Sendable {
     var answers = 0
     var invalidations = 0
     var failure: String?
+    /// ACCESS_PLATFORM is negotiated; a back-end refuses translations without it.
+    var isOn = true
     /// Answers since everything was invalidated, and whether the driver has seen any of the device's answers since then.
     var recent = 0
     var hasMoved = false
@@ -76,6 +78,11 @@ final class Translator: @unchecked Sendable {
   /// Why it no longer answers; `nil` if it does, or the connection is over.
   var failure: String? { state.withLock(\.failure) }
 
+  /// Whether to answer from now on. No answer is on its way when this returns.
+  func turn(on isOn: Bool) {
+    saying.withLock { _ in state.withLock { $0.isOn = isOn } }
+  }
+
   /// Ends the thread, which may be waiting for the back-end.
   func stop() {
     EventCounter.signal(stopping.rawValue)
@@ -115,7 +122,10 @@ final class Translator: @unchecked Sendable {
   private func answer(_ asked: TranslationMessage) throws {
     guard asked.type == TranslationMessage.Kind.miss.rawValue else { return }
     try saying.withLock { _ in
-      guard let update = state.withLock({ translation(for: asked.address, permission: asked.permission, &$0) }) else { return }
+      // A request from before a reset is nobody's any more.
+      guard state.withLock(\.isOn),
+        let update = state.withLock({ translation(for: asked.address, permission: asked.permission, &$0) })
+      else { return }
       try say(update)
       let isDue = state.withLock { state in
         state.answers += 1

@@ -149,6 +149,7 @@ public final class VhostUserTransport: DriverTransport {
     // After a reset, the rings are different ones.
     inflight = nil
     localStatus = []
+    translator?.turn(on: false)
     try Self.ask { () throws(FrontendError) in
       if offer.protocolFeatures.contains(.resetDevice) { try frontend.resetDevice() }
       if hasStatus { try frontend.setStatus([]) }
@@ -166,6 +167,7 @@ public final class VhostUserTransport: DriverTransport {
   func sendFeatures() throws(DriverError) {
     let features = writtenPages == nil ? accepted : accepted.union(.logAll)
     try Self.ask { () throws(FrontendError) in try frontend.setFeatures(features) }
+    translator?.turn(on: isTranslated)
   }
 
   public func queueCount() -> Int { offer.queueCount }
