@@ -32,10 +32,6 @@ public enum KillPoint: String, CaseIterable, Sendable {
   /// The record says that the batch is published.
   case publishOver
 
-  // A packed ring without records.
-  /// An answer is about to be published by itself.
-  case answerPushed
-
   // The driver is notified.
   /// It wants a notification, and has not got it yet.
   case callDue
@@ -59,6 +55,10 @@ public enum KillPoint: String, CaseIterable, Sendable {
   case recoveryFinished
   /// One chain that was in flight is taken again.
   case recoveryResumed
+
+  // A packed ring without records.
+  /// An answer is about to be published by itself.
+  case answerPushed
 
   #if DEBUG
   /// Called at every place that this task reaches, before a crash that is set for it.
