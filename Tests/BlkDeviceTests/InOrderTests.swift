@@ -99,6 +99,31 @@ import VirtioCore
     ]
   }
 
+  /// Answers of a packed ring that are published singly are announced once a turn, but for a driver that is to hear of each.
+  @Test(arguments: [RingFormat.split, .packed], [Notification.batch, .each])
+  func callsAreAsManyAsRequested(ring: RingFormat, notification: VirtioBlkDevice.Notification) throws {
+    let scratch = try Scratch()
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    options.notification = notification
+    let device = try BlockDevice(image: ImageFile(ImageOptions(path: scratch.image(), direct: .off)), options: options)
+    var features = BlockFeature.understood.subtracting(.eventIndex)
+    if ring == .packed { features.formUnion(.packedRing) }
+    let queue = try HandQueue(device, 0, SharedMemory(size: 4 << 20), size: 64, features: features, publishesInOrder: true)
+    for number in 0..<8 { try queue.submit(.read(sector: UInt64(number), bytes: 512)) }
+    queue.queue.publish()
+    try queue.start()
+    try waitUntil("all are answered") {
+      while try queue.queue.reap() != nil {}
+      return queue.queue.outstanding == 0
+    }
+    #expect(queue.stop() != nil)
+    var calls: UInt64 = 0
+    #expect(unsafe read(queue.call.rawValue, &calls, 8) == 8)
+    // At most one at the start, one with the first answer, whose memory is checked, and one at the end of the turn.
+    #expect(notification == .each ? calls >= 8 : calls <= 3, "\(calls)")
+  }
+
   /// Every kind of request and framing, against a model of the disk, on each engine.
   @Test(arguments: cases) func everyEngineKeepsTheOrder(_ test: Case) throws {
     var options = Self.options(test.ring, size: 16 << 20)

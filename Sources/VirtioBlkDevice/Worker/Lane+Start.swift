@@ -44,9 +44,10 @@ extension Lane where Ring: ~Copyable {
     self.memory = activation.memory
     seenLosses = activation.memory.lookup?.translations.losses ?? 0
     self.inflight = activation.inflight
-    let publishesSingly = activation.publishesInOrder && activation.inflight == nil && features.contains(.packedRing)
-    self.publishesSingly = publishesSingly
-    self.publishEvery = notification == .each || publishesSingly ? 1 : 16
+    let isSingle = activation.publishesInOrder && activation.inflight == nil && features.contains(.packedRing)
+    // A driver that is notified of each answer is notified by the usual publication, which is as single.
+    publishesSingly = isSingle && notification != .each
+    self.publishEvery = notification == .each || isSingle ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure

@@ -38,8 +38,8 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Answers are published in batches of this size even if more is available, so that a driver that polls can continue
   /// meanwhile.
   let publishEvery: Int
-  /// Each answer is published by itself: a process that dies leaves nothing half published. Of a packed ring without records,
-  /// in which later answers of a batch would lie over descriptors before the first one is shown.
+  /// Each answer is published by itself, and the driver is notified at the end of the turn. For a packed ring without records, in
+  /// which the later answers of a batch would lie over descriptors before the first one is shown if the process died.
   let publishesSingly: Bool
   var coalescing: Coalescing?
   /// Which answer is due next; used only with publication in order.
