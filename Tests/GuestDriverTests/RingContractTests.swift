@@ -13,6 +13,8 @@ struct RingContractTests {
     var indirect: Bool
     /// The device answers in order, and one element may stand for many chains.
     var inOrder = false
+    /// Each answer is seen as soon as it is pushed.
+    var atPush = false
 
     var features: FeatureSet {
       var features: FeatureSet = [.version1]
@@ -25,7 +27,7 @@ struct RingContractTests {
 
     var testDescription: String {
       "\(format), \(size) entries\(eventIndex ? ", EVENT_IDX" : "")\(indirect ? ", INDIRECT_DESC" : "")"
-        + (inOrder ? ", IN_ORDER" : "")
+        + (inOrder ? ", IN_ORDER" : "") + (atPush ? ", published at once" : "")
     }
 
     static let all = [
@@ -33,8 +35,10 @@ struct RingContractTests {
     ].flatMap { (format: RingFormat, sizes: [UInt16]) in
       sizes.flatMap { size in
         [false, true].flatMap { events in
-          [(false, false), (true, false), (true, true)].map {
-            Case(format: format, size: size, eventIndex: events, indirect: $0.0, inOrder: $0.1)
+          [(false, false), (true, false), (true, true)].flatMap { (indirect, inOrder) in
+            (format == .packed ? [false, true] : [false]).map {
+              Case(format: format, size: size, eventIndex: events, indirect: indirect, inOrder: inOrder, atPush: $0)
+            }
           }
         }
       }
@@ -63,6 +67,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
   let size: Int
   let indirect: Bool
   let inOrder: Bool
+  let atPush: Bool
   var driver: DriverQueue
   var device: Ring
   var random = SeededRandom(seed: 14)
@@ -96,12 +101,14 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     device = try Ring(
       ring.layout.configuration, memory: shared, features: one.features,
       position: QueuePosition(available: start.available, used: start.used), record: nil)
+    if one.atPush { device.publishAtPush() }
     driver = DriverQueue(setup)
     self.memory = memory
     self.kick = kick
     size = Int(one.size)
     indirect = one.indirect
     inOrder = one.inOrder
+    atPush = one.atPush
     unsafe chains = .allocate(capacity: Int(one.size))
     unsafe segments = .allocate(capacity: 64)
   }
@@ -197,6 +204,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let length = answerLength(token)
     device.push(chain, written: length)
     answers.append((token, length))
+    if atPush { published = answers.count }
   }
 
   private mutating func answerFirst() {
@@ -206,6 +214,7 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
     let (length, writable) = (answerLength(token), writable(token))
     device.pushInOrder(chain, written: length, isWhole: length == writable)
     answers.append((token, length))
+    if atPush { published = answers.count }
   }
 
   private func writable(_ token: UInt32) -> UInt32 {
@@ -219,7 +228,8 @@ private struct Contract<Ring: Virtqueue & ~Copyable>: ~Copyable {
   }
 
   private mutating func show() {
-    let isNew = device.unpublished > 0
+    // What the driver has seen and reaped before it went to sleep is nothing new.
+    let isNew = device.unpublished > 0 && (!atPush || published > 0)
     device.publish()
     published = answers.count
     let calls = device.needsCall()

@@ -101,9 +101,9 @@ extension KillTests {
     try Self.kill(at: place, Killing.packedWays[index % Killing.packedWays.count])
   }
 
-  /// Without records, what is not published yet must not lie over descriptors.
+  /// Without records, an answer that the driver cannot see must not lie over descriptors.
   @Test(arguments: Killing.all.filter { !$0.keepsRecords && $0.features.contains(.packedRing) }, [false, true])
-  func beforeAnAnswerIsPublished(killing: Killing, inOrder: Bool) throws {
+  func afterAnyAnswerOfAPackedRing(killing: Killing, inOrder: Bool) throws {
     var killing = killing
     if inOrder { killing.features.formUnion(.inOrder) }
     try Self.kill(at: .answerPushed, killing)

@@ -102,7 +102,9 @@ extension Lane where Ring: ~Copyable {
   @inline(__always)
   private mutating func pushWatched(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
     guard isInOrder else { return push(chain, written: written) }
+    guard !pushesWithCare else { return pushWithCare(chain, written: written, isWhole: isWhole) }
     ring.pushInOrder(chain, written: written, isWhole: isWhole)
+    KillPoint.pass(.answerPushed)
     if ring.unpublished >= publishEvery { publishEarly() }
   }
 }

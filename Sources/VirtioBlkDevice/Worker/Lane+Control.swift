@@ -58,6 +58,20 @@ extension Lane where Ring: ~Copyable {
     if trace != nil { notePublished(count, from: begin, calls: calls) }
   }
 
+  /// Answers on a ring that publishes at once, after a check of the memory: an answer to a request that was read from lost
+  /// memory is never shown.
+  @inline(never)
+  mutating func pushWithCare(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
+    guard isMemoryThere() else { return chain.abandon() }
+    if isInOrder {
+      ring.pushInOrder(chain, written: written, isWhole: isWhole)
+    } else {
+      ring.push(chain, written: written)
+    }
+    KillPoint.pass(.answerPushed)
+    publishWithCare()
+  }
+
   /// Publishes for the last time, when a lane is stopped: a call that was held back is due now.
   mutating func publishLast() {
     coalescing = nil

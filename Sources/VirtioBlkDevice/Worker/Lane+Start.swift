@@ -44,10 +44,8 @@ extension Lane where Ring: ~Copyable {
     self.memory = activation.memory
     seenLosses = activation.memory.lookup?.translations.losses ?? 0
     self.inflight = activation.inflight
-    let isSingle = activation.publishesInOrder && activation.inflight == nil && features.contains(.packedRing)
-    // A driver that is notified of each answer is notified by the usual publication, which is as single.
-    publishesSingly = isSingle && notification != .each
-    self.publishEvery = notification == .each || isSingle ? 1 : 16
+    publishesAtPush = Ring.canPublishAtPush && activation.publishesInOrder && activation.inflight == nil
+    self.publishEvery = notification == .each ? 1 : 16
     self.coalescing = Coalescing(notification)
     self.call = activation.call
     self.failure = activation.failure
@@ -57,5 +55,6 @@ extension Lane where Ring: ~Copyable {
     looksFirst = context.zones != nil
     looksAtOthers = context.zones != nil
     account.settledPushes = self.ring.pushes
+    if publishesAtPush { self.ring.publishAtPush() }
   }
 }

@@ -38,9 +38,9 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
   /// Answers are published in batches of this size even if more is available, so that a driver that polls can continue
   /// meanwhile.
   let publishEvery: Int
-  /// Each answer is published by itself, and the driver is notified at the end of the turn. For a packed ring without records, in
-  /// which the later answers of a batch would lie over descriptors before the first one is shown if the process died.
-  let publishesSingly: Bool
+  /// The ring publishes each answer at once. For a packed ring without records, in which the later answers of a batch would lie
+  /// over descriptors before the first one is shown if the process died.
+  let publishesAtPush: Bool
   var coalescing: Coalescing?
   /// Which answer is due next; used only with publication in order.
   var order: AnswerOrder
@@ -363,18 +363,22 @@ struct Lane<Ring: Virtqueue & ~Copyable>: ~Copyable {
 
   @inline(__always)
   mutating func push(_ chain: consuming Chain, written: UInt32) {
+    guard !pushesWithCare else { return pushWithCare(chain, written: written, isWhole: true) }
     ring.push(chain, written: written)
+    KillPoint.pass(.answerPushed)
     if ring.unpublished >= publishEvery { publishEarly() }
+  }
+
+  /// A push shows the answer to the driver, so the memory has to be checked before it.
+  var pushesWithCare: Bool {
+    @inline(__always) get {
+      Ring.canPublishAtPush && publishesAtPush && context.faults.loadAfterLoads() != plainFaults
+    }
   }
 
   /// Publishes before the turn ends.
   @inline(never)
-  mutating func publishEarly() {
-    KillPoint.pass(.answerPushed)
-    guard publishesSingly, coalescing == nil, context.faults.loadAfterLoads() == plainFaults else { return publish() }
-    ring.publish()
-    // The driver is notified at the end of the turn.
-  }
+  mutating func publishEarly() { publish() }
 
   /// Publishes the answers, and notifies the driver if it wants to be notified.
   @inline(__always)

@@ -56,8 +56,8 @@ public enum KillPoint: String, CaseIterable, Sendable {
   /// One chain that was in flight is taken again.
   case recoveryResumed
 
-  // A packed ring without records.
-  /// An answer is about to be published by itself.
+  // A ring without records.
+  /// An answer is pushed, and the driver is not notified yet.
   case answerPushed
 
   #if DEBUG

@@ -23,8 +23,9 @@ extension PackedRing where Book: ~Copyable {
       return take(head.id, span: 16)
     }
     guard let id = unsafe walkPlainList(head, at: first, into: segments, capacity: capacity, shape: &shape) else { return nil }
-    // Each slot became one segment. A list that wraps around the ring more than once is longer than there can be room for.
-    let span = unsafe UInt64(truncatingIfNeeded: ChainShape.count(from: segments, to: shape.end)) &* 16
+    // Each slot became one segment of the same size. A list that wraps around the ring more than once is longer than there can
+    // be room for.
+    let span = unsafe UInt64(truncatingIfNeeded: UnsafeRawPointer(shape.end) - UnsafeRawPointer(segments))
     guard hasRoom(span, for: id) else { return nil }
     return take(id, span: span)
   }

@@ -42,22 +42,21 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @usableFromInline var usedFlags: UInt16
   /// Bytes of the ring that are free: neither a chain nor an unpublished answer covers them.
   @usableFromInline var room: UInt64
-  /// Running count of used bytes of the ring.
-  @usableFromInline var used: UInt64 = 0
   /// Bytes of the whole ring.
   @usableFromInline let ringBytes: UInt64
-  /// `used` at the last publication, and at the last decision whether to notify.
+  /// Running count of used bytes of the ring: at the last publication, and at the last decision whether to notify.
   @usableFromInline var publishedBytes: UInt64 = 0
   @usableFromInline var decidedBytes: UInt64 = 0
 
   public var unpublished = 0
   /// Running count of published chains, modulo 2^16.
   @usableFromInline var publishedChains: UInt16 = 0
-  /// The first used descriptor that is not published: where it is, and the flags that will publish it.
+  @usableFromInline var batch = PackedBatch.empty
+  /// The slot of the first used descriptor that is not published, and the flags that say that it is used.
   @usableFromInline var firstUnpublished: UnsafeMutableRawPointer
-  @usableFromInline var firstFlags: UInt16
-  /// Length and buffer ID of that answer, if the book does not have them: stored with the flags, so that a process that dies
-  /// leaves either the driver's descriptor or the answer.
+  @usableFromInline var firstUsedFlags: UInt16
+  /// That descriptor's half with length, buffer ID and flags, if the book does not have them: stored as a whole, so that a
+  /// process that dies leaves either the driver's descriptor or the answer.
   @usableFromInline var firstAnswer: UInt64 = 0
   /// Answers that are not published, if the book outlives the ring; it has as many places as the ring has slots.
   @usableFromInline let answers: UnsafeMutablePointer<PackedAnswer>
@@ -131,7 +130,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     unsafe nextUsed = ring + 16 * book.beginUsed.slot
     usedFlags = PackedFlags.whenUsed(book.beginUsed.wrap)
     unsafe firstUnpublished = nextUsed
-    firstFlags = usedFlags
+    firstUsedFlags = usedFlags
     unsafe batchPlace = nextUsed
     room = UInt64(bytes) - UInt64(inFlight) * 16
     ringBytes = UInt64(bytes)
@@ -153,8 +152,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     unsafe PackedPosition(slot: slot(of: nextUsed), wrap: usedFlags != 0)
   }
   @inlinable var published: PackedPosition {
-    guard unpublished > 0 else { return answered }
-    return unsafe PackedPosition(slot: slot(of: firstUnpublished), wrap: firstFlags & PackedFlags.available != 0)
+    guard batch != .none else { return answered }
+    return unsafe PackedPosition(slot: slot(of: firstUnpublished), wrap: firstUsedFlags != 0)
   }
 
   public var position: QueuePosition { QueuePosition(available: available, used: published) }
@@ -195,6 +194,8 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain? {
     guard hasAvailable() else { return nil }
+    // The driver may have reused the slots of answers that are only counted as unpublished.
+    if batch == .none { giveBack() }
     if takeMark == PackedFlags.noMark {
       suppressKicks()
       if let chain = unsafe popPlain(into: segments, capacity: capacity, shape: &shape) { return chain }
@@ -243,15 +244,18 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     let flags = written != 0 ? usedFlags | PackedFlags.write : usedFlags
     if Book.isLasting {
       // Written when it is published: after a crash, another answer may be the next one to be published.
-      if unpublished == 0 { unsafe noteFirst(place, flags) }
       unsafe answers[unpublished] = PackedAnswer(
         id: id, flags: flags, span: span, written: written)
-    } else if unpublished == 0 {
-      unsafe noteFirst(place, flags)
-      firstAnswer = UInt64(written) | UInt64(id) << 32
     } else {
-      // The driver reads used descriptors in order, and has not seen the first one of the batch.
-      unsafe SharedCell<UInt64>(place + 8).storeRelaxed(UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48)
+      let answer = UInt64(written) | UInt64(id) << 32 | UInt64(flags) << 48
+      if _fastPath(batch != .empty) {
+        // The driver reads used descriptors in order, and has not seen the first one of the batch. If there are no batches:
+        // Release: data and status byte are visible before the descriptor.
+        unsafe SharedCell<UInt64>(place + 8).storeRelease(answer)
+      } else {
+        batch = .begun
+        firstAnswer = answer
+      }
     }
     unpublished &+= 1
     goOver(id, span: span)
@@ -261,19 +265,12 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   @inlinable @inline(__always)
   mutating func goOver(_ id: UInt16, span: UInt32) {
     unsafe spans[Int(id)] = 0
-    used &+= UInt64(span)
     var after = unsafe nextUsed + Int(span)
     if unsafe after >= ringEnd {
       unsafe after -= Int(ringBytes)
       usedFlags ^= PackedFlags.both
     }
     unsafe nextUsed = after
-  }
-
-  @inlinable @inline(__always)
-  mutating func noteFirst(_ place: UnsafeMutableRawPointer, _ flags: UInt16) {
-    unsafe firstUnpublished = place
-    firstFlags = flags
   }
 
   @inlinable @inline(__always)
@@ -284,16 +281,38 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     guard unpublished != 0 else { return }
     publishedChains &+= UInt16(truncatingIfNeeded: unpublished)
     if Book.isLasting {
-      unsafe book.publish(
-        answers, count: unpublished, at: firstUnpublished, wrap: firstFlags & PackedFlags.available != 0)
-    } else {
+      unsafe book.publish(answers, count: unpublished, at: firstUnpublished, wrap: firstUsedFlags != 0)
+    } else if batch == .begun {
       // Release: data, status bytes and all other used descriptors of the batch are visible before the one that the driver
       // waits for (virtio 2.7.21).
-      unsafe SharedCell<UInt64>(firstUnpublished + 8).storeRelease(firstAnswer | UInt64(firstFlags) << 48)
+      unsafe SharedCell<UInt64>(firstUnpublished + 8).storeRelease(firstAnswer)
+      batch = .empty
     }
     unpublished = 0
-    room &+= used &- publishedBytes
-    publishedBytes = used
+    giveBack()
+  }
+
+  /// The slots of published answers belong to the driver.
+  @inlinable @inline(__always)
+  mutating func giveBack() {
+    let bytes = unpublishedBytes
+    room &+= bytes
+    publishedBytes &+= bytes
+    unsafe firstUnpublished = nextUsed
+    firstUsedFlags = usedFlags
+  }
+
+  /// Bytes of the ring that answers since the last publication cover: from none to the whole ring.
+  @inlinable var unpublishedBytes: UInt64 {
+    let bytes = unsafe UInt64(bitPattern: Int64(nextUsed - firstUnpublished))
+    return usedFlags == firstUsedFlags ? bytes : bytes &+ ringBytes
+  }
+
+  @inlinable public static var canPublishAtPush: Bool { !Book.isLasting }
+
+  public mutating func publishAtPush() {
+    precondition(Self.canPublishAtPush && unpublished == 0, "a record publishes answers in batches")
+    batch = .none
   }
 
   @inlinable @inline(__always)
@@ -313,7 +332,7 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
   /// when their flags are written.
   public mutating func takeWritten(_ each: (_ area: WrittenArea, _ offset: Int, _ count: Int) -> Void) {
     each(.device, 0, 4)
-    let count = Int(min(used &- notedBytes, ringBytes) / 16)
+    let count = Int(min(publishedBytes &+ unpublishedBytes &- notedBytes, ringBytes) / 16)
     let first = unsafe (slot(of: nextUsed) &+ Int(size) &- count) % Int(size)
     let upToEnd = min(count, Int(size) - first)
     if upToEnd > 0 { each(.descriptors, 16 * first, 16 * upToEnd) }
@@ -333,6 +352,16 @@ public struct PackedRing<Book: BufferBook & ~Copyable>: Virtqueue, ~Copyable {
     fullFence()
     return hasAvailable()
   }
+}
+
+/// How far the batch of answers is that `publish` makes visible.
+@usableFromInline enum PackedBatch: UInt8 {
+  /// The next answer begins it, and is kept back.
+  case empty
+  /// Its first answer is kept back.
+  case begun
+  /// There are no batches: `push` publishes, and the driver has seen what is counted as unpublished.
+  case none
 }
 
 /// An answer between `push` and `publish`.

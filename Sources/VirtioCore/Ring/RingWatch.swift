@@ -29,6 +29,7 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
 
   private var base: Base
   private var watch: (any RingWatch)?
+  private var publishesAtPush = false
 
   public init(
     _ configuration: QueueConfiguration, memory: GuestMemory, features: FeatureSet, position: QueuePosition,
@@ -64,13 +65,27 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
   }
 
   public mutating func push(_ chain: consuming Chain, written: UInt32) {
-    watch?.answers(chain.head)
+    willPush(chain.head)
     base.push(chain, written: written)
+    if publishesAtPush { watch?.didPublish() }
   }
 
   public mutating func pushInOrder(_ chain: consuming Chain, written: UInt32, isWhole: Bool) {
-    watch?.answers(chain.head)
+    willPush(chain.head)
     base.pushInOrder(chain, written: written, isWhole: isWhole)
+    if publishesAtPush { watch?.didPublish() }
+  }
+
+  private func willPush(_ name: UInt16) {
+    watch?.answers(name)
+    if publishesAtPush { watch?.willPublish() }
+  }
+
+  public static var canPublishAtPush: Bool { Base.canPublishAtPush }
+
+  public mutating func publishAtPush() {
+    base.publishAtPush()
+    publishesAtPush = true
   }
 
   public var unpublished: Int { base.unpublished }
@@ -78,9 +93,9 @@ public struct WatchedQueue<Base: Virtqueue & ~Copyable>: Virtqueue, ~Copyable {
 
   public mutating func publish() {
     guard base.unpublished > 0 else { return }
-    watch?.willPublish()
+    if !publishesAtPush { watch?.willPublish() }
     base.publish()
-    watch?.didPublish()
+    if !publishesAtPush { watch?.didPublish() }
   }
 
   public mutating func needsCall() -> Bool { base.needsCall() }

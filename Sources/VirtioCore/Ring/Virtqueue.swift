@@ -36,7 +36,7 @@ public protocol Virtqueue: ~Copyable {
     into segments: UnsafeMutablePointer<MemorySegment>, capacity: Int, shape: inout ChainShape
   ) throws(QueueError) -> Chain?
 
-  /// Writes the used element for a chain; the driver cannot see it before `publish`.
+  /// Writes the used element for a chain; the driver cannot see it before `publish`, except after `publishAtPush`.
   ///
   /// - Parameter written: bytes written from the chain's first writable byte on, without a gap (virtio 2.6.8.2).
   mutating func push(_ chain: consuming Chain, written: UInt32)
@@ -56,6 +56,14 @@ public protocol Virtqueue: ~Copyable {
 
   /// Makes all pushed elements visible to the driver.
   mutating func publish()
+
+  /// Whether this kind of ring has `publishAtPush`.
+  static var canPublishAtPush: Bool { get }
+
+  /// From now on the driver sees each answer as soon as it is pushed, in one store. `publish` remains due: until then the answer
+  /// counts as unpublished, and `needsCall` does not consider it. For a ring without a record that another process may have to
+  /// continue: if this one dies, each answer was given or was not. Before the first `push`; only if `canPublishAtPush`.
+  mutating func publishAtPush()
 
   /// Whether the driver has to be notified of what was published since the last call (virtio 2.6.7.2).
   mutating func needsCall() -> Bool
@@ -86,6 +94,8 @@ public protocol Virtqueue: ~Copyable {
 }
 
 extension Virtqueue where Self: ~Copyable {
+  public static var canPublishAtPush: Bool { false }
+  public mutating func publishAtPush() { preconditionFailure("this kind of ring publishes in batches") }
   public mutating func attach(_ watch: any RingWatch) {}
 }
 
