@@ -265,7 +265,7 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
     let kind = activation.kind
     guard let worker = places[index].worker else {
       var orders = WorkerOrders()
-      orders.add(queue) { $0.start = activation }
+      orders.add(queue) { $0.begin(activation) }
       return launch(index, orders, kind: kind)
     }
     if worker.kind != kind {
@@ -275,11 +275,11 @@ public final class BlockDevice: VirtioDevice, @unchecked Sendable {
       }
       // A worker that was only prepared has no last queue.
       _ = worker.mailbox.post { $0.unprepares = true }
-      return places[index].waiting.add(queue) { $0.start = activation }
+      return places[index].waiting.add(queue) { $0.begin(activation) }
     }
     places[index].worker?.hasBegun = true
-    if !worker.mailbox.post({ $0.add(queue) { $0.start = activation } }) {
-      places[index].waiting.add(queue) { $0.start = activation }
+    if !worker.mailbox.post({ $0.add(queue) { $0.begin(activation) } }) {
+      places[index].waiting.add(queue) { $0.begin(activation) }
     }
   }
 

@@ -99,6 +99,19 @@ import VirtioCore
     #expect(disk.hand.attended.takeEvents().isEmpty)
   }
 
+  /// The worker may not have looked at its mailbox since the queue stopped.
+  @Test func whatWasOrderedForTheLastLifeDoesNotReachTheNextOne() throws {
+    let disk = try Disk()
+    let mailbox = try WorkerMailbox()
+    #expect(mailbox.post { $0.add(0) { ($0.stops, $0.releases) = (true, true) } })
+    #expect(mailbox.post { $0.add(0) { $0.begin(disk.hand.activation) } })
+    let order = try #require(mailbox.take().queues[0])
+    #expect(order.start != nil && !order.stops && !order.releases)
+    #expect(mailbox.post { $0.add(0) { $0.begin(disk.hand.activation) } })
+    #expect(mailbox.post { $0.add(0) { $0.stops = true } })
+    #expect(mailbox.take().queues[0]?.stops == true, "a stop after the start is meant for it")
+  }
+
   @Test func aStopBeforeTheStartIsAnsweredComesAfterIt() throws {
     let disk = try Disk()
     for _ in 0..<50 {

@@ -6,7 +6,7 @@ internal import VirtioCore
 
 /// Orders for one queue, in the order in which they are executed.
 struct QueueOrder: Sendable {
-  var start: Activation?
+  private(set) var start: Activation?
   var call: CallSink?
   var failure: CallSink?
   /// For a driver behind an IOMMU. The translations in force are applied after the withdrawal: they may be newer, and then they
@@ -15,6 +15,12 @@ struct QueueOrder: Sendable {
   private(set) var translations: (value: Translations, refused: TranslationMiss?)?
   var releases = false
   var stops = false
+
+  /// A queue is started only after it has stopped: whatever was ordered for its previous life, and not executed, is void.
+  mutating func begin(_ activation: Activation) {
+    self = QueueOrder()
+    start = activation
+  }
 
   mutating func add(_ translations: Translations, refused: TranslationMiss?) {
     self.translations = (translations, refused ?? self.translations?.refused)
