@@ -109,7 +109,7 @@ func attackDevice(
   tell(
     "\(activation.configuration) at \(activation.position), \(configuration.kind), slots \(configuration.slots), \(configuration.notification), in order \(activation.publishesInOrder)"
   )
-  _ = mailbox.post { $0.add(0) { $0.start = activation } }
+  _ = mailbox.post { $0.add(0) { $0.begin(activation) } }
   do throws(Errno) { try work(configuration, top: engine) } catch { fail("a worker cannot be created: \(error)") }
   shaper = engine.shaper
   guest.reap()
@@ -161,6 +161,8 @@ final class GuestEngine: EngineObject {
   private(set) var hasStopped = false
   private(set) var wasRefused = false
   private(set) var isLost = false
+  /// Everything is done on this thread.
+  let awaitsThreads = false
   private let losesAfter: Int?
   private let rewrites: Bool
   private let delays: Bool
