@@ -183,7 +183,7 @@ explain() {
 # Once its kernel has halted, user-mode Linux lets the signals fire that are still pending, with nothing left that could take
 # them, and now and then one of them aborts it (status 134). That says nothing about the disk; the scenarios' results do.
 aborted_after_halt() {
-  [ "$guest" = uml ] && [ "$1" -eq 134 ] && tr -d '\r' <"$log" | grep -q '^reboot: System halted'
+  [ "$guest" = uml ] && [ "$1" -eq 134 ] && grep -aq '^reboot: System halted' "$log"
 }
 if aborted_after_halt "$status"; then
   echo "boot: user-mode Linux has aborted after its kernel halted" >&2

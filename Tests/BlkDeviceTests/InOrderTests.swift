@@ -99,7 +99,7 @@ import VirtioCore
     ]
   }
 
-  /// Answers of a packed ring that are published singly are announced once a turn, but for a driver that is to hear of each.
+  /// A packed ring that publishes each answer at once does not notify of each, unless that is requested.
   @Test(arguments: [RingFormat.split, .packed], [Notification.batch, .each])
   func callsAreAsManyAsRequested(ring: RingFormat, notification: VirtioBlkDevice.Notification) throws {
     let scratch = try Scratch()

@@ -60,9 +60,9 @@ public protocol Virtqueue: ~Copyable {
   /// Whether this kind of ring has `publishAtPush`.
   static var canPublishAtPush: Bool { get }
 
-  /// From now on the driver sees each answer as soon as it is pushed, in one store. `publish` remains due: until then the answer
-  /// counts as unpublished, and `needsCall` does not consider it. For a ring without a record that another process may have to
-  /// continue: if this one dies, each answer was given or was not. Before the first `push`; only if `canPublishAtPush`.
+  /// From now on the driver sees each answer as soon as it is pushed, in one store. `publish` remains due before `needsCall`, and
+  /// until then the answer counts as unpublished. For a ring without a record that another process may have to continue: if this
+  /// one dies, each answer was given or was not. Before the first `push`; only if `canPublishAtPush`.
   mutating func publishAtPush()
 
   /// Whether the driver has to be notified of what was published since the last call (virtio 2.6.7.2).
