@@ -19,6 +19,8 @@ struct BoardWaiter: ~Copyable {
     self.counter = counter
   }
 
+  deinit { board.awaitPosters() }
+
   mutating func wait(nanoseconds: Int64?) { if finished.isEmpty { waiter.wait(nanoseconds: nanoseconds) } }
   mutating func poll() { waiter.wait(nanoseconds: 0) }
 

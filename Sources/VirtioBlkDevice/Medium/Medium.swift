@@ -88,6 +88,7 @@ struct Medium<Engine: BlockEngine & ~Copyable>: ~Copyable {
   deinit {
     pool?.end()
     recorders?.end()
+    board.awaitPosters()
   }
 
   // MARK: Events
