@@ -25,6 +25,7 @@ struct clinux_nbd {
   int (*get_errno)(void);
   int (*set_export_name)(struct nbd_handle *, const char *);
   int (*set_full_info)(struct nbd_handle *, bool);
+  int (*set_request_structured_replies)(struct nbd_handle *, bool);
   int (*supports_tls)(struct nbd_handle *);
   int (*set_tls)(struct nbd_handle *, int);
   int (*set_tls_certificates)(struct nbd_handle *, const char *);
@@ -71,7 +72,7 @@ static inline const char *clinux_nbd_load(struct clinux_nbd *table) {
   }
   static const char *const names[] = {
       "nbd_create",          "nbd_close",           "nbd_get_error",        "nbd_get_errno",        "nbd_set_export_name",
-      "nbd_set_full_info",   "nbd_supports_tls",    "nbd_set_tls",          "nbd_set_tls_certificates",
+      "nbd_set_full_info",   "nbd_set_request_structured_replies", "nbd_supports_tls",    "nbd_set_tls",          "nbd_set_tls_certificates",
       "nbd_set_tls_psk_file", "nbd_set_tls_username", "nbd_set_tls_verify_peer",
       "nbd_aio_connect",     "nbd_aio_connect_tcp", "nbd_aio_disconnect",   "nbd_aio_get_fd",       "nbd_aio_get_direction",
       "nbd_aio_notify_read", "nbd_aio_notify_write", "nbd_aio_is_ready",    "nbd_aio_is_dead",      "nbd_aio_is_closed",
