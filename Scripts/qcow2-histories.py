@@ -1,13 +1,14 @@
 #!/usr/bin/env python3
 """Random histories of qcow2 images: QEMU makes them, and QEMU and vmm-blk have to read the same and to judge the same.
 
-  Scripts/qcow2-histories.py [--write [--turns=N] | --tools] [HISTORIES [SEED]]
+  Scripts/qcow2-histories.py [--write [--turns=N] [--long] | --tools] [HISTORIES [SEED]]
 
 There are 100 by default. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
 
 With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
 both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, four turns or as
-many as --turns says, sometimes with a server that is killed in between; now and then the disk grows. After each turn
+many as --turns says, sometimes with a server that is killed in between; now and then the disk grows. With --long, disks have 12 to 40
+MiB, and a third of the requests up to 12 MiB; writes in pieces of up to 4 MiB, which the device serves in several steps. After each turn
 - both disks have the same content, as both programs read it;
 - 'qemu-img check' and 'vmm-blk image check' find both clean, or leaks in one whose server was killed;
 - a snapshot that was taken has what it had.
@@ -39,6 +40,12 @@ VMM_BLK = os.environ.get("VMM_BLK", os.path.join(ROOT, ".build/release/vmm-blk")
 # Turns of a history with --write.
 TURNS = 4
 SIZES = [1 << 20, 1000448, 4 << 20, 3 << 20, 2097152 + 512]
+# For --long: the disks, the longest request in sectors, and how many of the requests may be longer than 150 KiB.
+LONG_SIZES, LONGEST, LONG_SHARE = [12 << 20, 24 << 20, 40 << 20, (16 << 20) + 512], 24576, 0.33
+IS_LONG = "--long" in sys.argv
+LARGEST = ["--largest=4M", "--iodepth=2"] if IS_LONG else []
+if IS_LONG:
+    SIZES = LONG_SIZES
 
 
 def run(*words):
@@ -73,7 +80,8 @@ def history(chance, size, cluster, is_new):
             commands.append(f"write -c -P {chance.randint(1, 255)} {number * cluster} {cluster}")
     for _ in range(chance.randint(0, 25)):
         start = chance.randrange(size // 512) * 512
-        length = min(size - start, chance.randint(1, 300) * 512)
+        most = LONGEST if IS_LONG and chance.random() < LONG_SHARE else 300
+        length = min(size - start, chance.randint(1, most) * 512)
         word = chance.choice(["write -z", "write -z -u", "discard"] + [f"write -P {chance.randint(1, 255)}"] * 5)
         commands.append(f"{word} {start} {length}")
     return commands
@@ -194,7 +202,7 @@ class Server:
         elif "-z" in words:
             verb = ["zero", place, length] + (["--unmap"] if "-u" in words else [])
         else:
-            verb = ["write", place, "--fill", words[words.index("-P") + 1], "--length", length]
+            verb = ["write", place, "--fill", words[words.index("-P") + 1], "--length", length, *LARGEST]
         must(VMM_BLK, "guest", *verb[:1], "--socket-path", self.socket, *verb[1:])
 
     def end(self, how):

@@ -34,8 +34,20 @@ struct GuestWrite: GuestVerb {
 
   @Argument(help: "Where to begin.") var offset: ByteCount
   @OptionGroup var bytes: BytesToWrite
+  @Option(help: .init("The largest request.", valueName: "bytes")) var largest = ByteCount(256 << 10)
 
-  func run() throws { try withDisk { client in try write(client, bytes.source) } }
+  func validate() throws {
+    guard (512...(4 << 20)).contains(largest.bytes) else {
+      throw ValidationError("--largest \(largest.bytes) is not from 512 to 4M.")
+    }
+  }
+
+  func run() throws {
+    try withDisk { client in
+      client.largest = Int(largest.bytes)
+      try write(client, bytes.source)
+    }
+  }
 
   /// Writes whole blocks; a partial block at either end is completed with its present contents.
   private func write(_ client: BlockClient, _ source: BytesToWrite.Source) throws {

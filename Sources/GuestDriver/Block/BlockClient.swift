@@ -9,6 +9,8 @@ public final class BlockClient {
   public let queues: [BlockQueue]
   /// Requests in flight on each queue.
   public var depth = 16
+  /// Bytes of the largest request, if the device does not say less.
+  public var largest = 256 * 1024
   public var waiting = Waiting.calls
   /// How long to wait without any answer.
   public var patience = Patience.limit
@@ -51,7 +53,7 @@ public final class BlockClient {
 
   /// The most bytes that one request carries.
   public var chunk: Int {
-    var bytes = 256 * 1024
+    var bytes = largest
     if let limit = config.sizeMax, limit >= 512 { bytes = min(bytes, Int(limit)) }
     return max(bytes / config.logicalBlock, 1) * config.logicalBlock
   }
