@@ -28,12 +28,18 @@ private final class LyingServer: Sendable {
     var speaksStructured: Bool { self == .hugeChunk || self == .chunkOutOfBounds }
   }
 
+  /// Where it listens. Only a client from elsewhere asks for structured replies.
+  enum Place: String, CaseIterable, Sendable { case unix, internet }
+
   static let size: UInt64 = 1 << 20
-  let path: String
+  /// For clients.
+  let uri: String
   private let scratch: ScratchBox
   private let listener: Int32
   private let lie = Mutex(Lie.none)
   private let isOver = Atomic(false)
+  /// A client has asked for structured replies.
+  let wasAskedForStructure = Atomic(false)
   private let open = Mutex<Set<Int32>>([])
   private let threads = DispatchGroup()
 
@@ -42,26 +48,46 @@ private final class LyingServer: Sendable {
     init() throws { scratch = try Scratch() }
   }
 
-  init() throws {
+  init(_ place: Place) throws {
     scratch = try ScratchBox()
-    path = scratch.scratch.path + "/nbd"
-    listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
-    var address = sockaddr_un()
-    address.sun_family = sa_family_t(AF_UNIX)
-    let bytes = Array(path.utf8)
-    unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
-    let listener = listener
-    let result = unsafe withUnsafePointer(to: &address) { pointer in
-      unsafe pointer.withMemoryRebound(to: sockaddr.self, capacity: 1) {
-        unsafe bind(listener, $0, socklen_t(MemoryLayout<sockaddr_un>.size))
+    switch place {
+    case .unix:
+      let path = scratch.scratch.path + "/nbd"
+      uri = "nbd+unix:///?socket=\(path)"
+      listener = socket(AF_UNIX, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+      var address = sockaddr_un()
+      address.sun_family = sa_family_t(AF_UNIX)
+      let bytes = Array(path.utf8)
+      unsafe withUnsafeMutableBytes(of: &address.sun_path) { unsafe $0.copyBytes(from: bytes) }
+      try Self.bind(listener, &address)
+    case .internet:
+      listener = socket(AF_INET, Int32(SOCK_STREAM.rawValue | SOCK_CLOEXEC.rawValue), 0)
+      var address = sockaddr_in()
+      address.sin_family = sa_family_t(AF_INET)
+      address.sin_addr.s_addr = UInt32(0x7f00_0001).bigEndian
+      // Any free port.
+      try Self.bind(listener, &address)
+      var length = socklen_t(MemoryLayout<sockaddr_in>.size)
+      let listener = listener
+      let result = unsafe withUnsafeMutableBytes(of: &address) {
+        unsafe getsockname(listener, $0.baseAddress!.assumingMemoryBound(to: sockaddr.self), &length)
       }
+      try #require(result == 0)
+      uri = "nbd://127.0.0.1:\(UInt16(bigEndian: address.sin_port))"
     }
-    try #require(result == 0 && listen(listener, 64) == 0)
+    try #require(listen(listener, 64) == 0)
     threads.enter()
     Thread.detachNewThread { [self] in
       accept()
       threads.leave()
     }
+  }
+
+  private static func bind<Address: BitwiseCopyable>(_ listener: Int32, _ address: inout Address) throws {
+    let result = unsafe withUnsafeBytes(of: &address) {
+      unsafe Glibc.bind(listener, $0.baseAddress!.assumingMemoryBound(to: sockaddr.self), socklen_t($0.count))
+    }
+    try #require(result == 0)
   }
 
   /// Tells this lie from now on, also on open connections.
@@ -89,7 +115,8 @@ private final class LyingServer: Sendable {
       if isOver.load(ordering: .relaxed) { shutdown(socket, Int32(SHUT_RDWR)) }
       threads.enter()
       Thread.detachNewThread { [self] in
-        Conversation(socket, { [self] in lie.withLock { $0 } }).run()
+        let asked = { [self] in wasAskedForStructure.store(true, ordering: .relaxed) }
+        Conversation(socket, { [self] in lie.withLock { $0 } }, asked: asked).run()
         open.withLock { _ = $0.remove(socket) }
         close(socket)
         threads.leave()
@@ -101,8 +128,12 @@ private final class LyingServer: Sendable {
     struct Over: Error {}
     let socket: Int32
     let lie: () -> Lie
+    /// It was asked for structured replies.
+    let asked: () -> Void
 
-    init(_ socket: Int32, _ lie: @escaping () -> Lie) { (self.socket, self.lie) = (socket, lie) }
+    init(_ socket: Int32, _ lie: @escaping () -> Lie, asked: @escaping () -> Void) {
+      (self.socket, self.lie, self.asked) = (socket, lie, asked)
+    }
 
     func run() {
       guard (try? handshake()) != nil, lie() != .endsAfterHandshake else { return }
@@ -148,6 +179,7 @@ private final class LyingServer: Sendable {
         let (option, length) = (UInt32(number(header[8..<12])), Int(number(header[12..<16])))
         guard length < 8192 else { throw Over() }
         _ = try receive(length)
+        if option == 8 { asked() }
         func reply(_ type: UInt32, _ data: [UInt8], length: UInt32? = nil) throws {
           let magic: UInt64 = lie == .optionReplyWithWrongMagic ? 1 : 0x3_e889_0455_65a9
           try send(big(magic) + big(option) + big(type) + big(length ?? UInt32(data.count)) + data)
@@ -202,7 +234,7 @@ private final class LyingServer: Sendable {
 
 @Suite(.serialized, .enabled(if: Host.hasNBD, "libnbd is not installed")) struct NBDHostileTests {
   private static func options(_ server: LyingServer) throws -> NBDOptions {
-    var options = NBDOptions(try NBDLocation("nbd+unix:///?socket=\(server.path)"))
+    var options = NBDOptions(try NBDLocation(server.uri))
     options.reconnectTimeout = 1
     return options
   }
@@ -211,7 +243,7 @@ private final class LyingServer: Sendable {
   @Test(arguments: LyingServer.Lie.allCases.filter(\.isInHandshake)) fileprivate func aHandshakeThatIsNone(
     lie: LyingServer.Lie
   ) throws {
-    let server = try LyingServer()
+    let server = try LyingServer(.unix)
     defer { server.end() }
     server.tell(lie)
     var options = ImageOptions(path: "")
@@ -220,8 +252,10 @@ private final class LyingServer: Sendable {
   }
 
   /// It lies after a good handshake: each request is answered all the same, and once it behaves again, the disk works again.
-  @Test(arguments: LyingServer.Lie.allCases) fileprivate func answersThatAreNone(lie: LyingServer.Lie) throws {
-    let server = try LyingServer()
+  @Test(arguments: LyingServer.Lie.allCases, LyingServer.Place.allCases) fileprivate func answersThatAreNone(
+    lie: LyingServer.Lie, place: LyingServer.Place
+  ) throws {
+    let server = try LyingServer(place)
     defer { server.end() }
     var options = RigOptions()
     options.nbd = try Self.options(server)
@@ -250,5 +284,19 @@ private final class LyingServer: Sendable {
     }
     outcome = try rig.expect(.read(sector: 0, bytes: 4096))
     #expect(outcome.answer == [UInt8](repeating: 0x5a, count: 4096))
+  }
+  /// On this host, each part of a structured reply costs the library a system call; from elsewhere, holes need not be sent.
+  @Test(arguments: LyingServer.Place.allCases) fileprivate func structuredRepliesAreForServersElsewhere(
+    place: LyingServer.Place
+  ) throws {
+    let server = try LyingServer(place)
+    defer { server.end() }
+    var options = RigOptions()
+    options.nbd = try Self.options(server)
+    let rig = try Rig(options)
+    let outcome = try rig.expect(.read(sector: 0, bytes: 4096))
+    #expect(outcome.answer == [UInt8](repeating: 0x5a, count: 4096))
+    let wasAsked = server.wasAskedForStructure.load(ordering: .relaxed)
+    #expect(wasAsked == (place == .internet))
   }
 }
