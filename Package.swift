@@ -29,6 +29,7 @@ let package = Package(
   ],
   dependencies: [
     .package(url: "https://github.com/apple/swift-argument-parser", .upToNextMinor(from: "1.8.2")),
+    .package(url: "https://github.com/apple/swift-collections", .upToNextMinor(from: "1.6.0")),
     .package(url: "https://github.com/apple/swift-log", .upToNextMinor(from: "1.16.2")),
     .package(url: "https://github.com/apple/swift-metrics", .upToNextMinor(from: "2.13.0")),
     .package(url: "https://github.com/apple/swift-system", .upToNextMinor(from: "1.8.1")),
@@ -46,7 +47,10 @@ let package = Package(
       name: "VirtioBlkMetrics",
       dependencies: ["VirtioBlkDevice", .product(name: "CoreMetrics", package: "swift-metrics")], swiftSettings: strict),
     .target(name: "VirtioRegisters", dependencies: ["VirtioCore"], swiftSettings: strict),
-    .target(name: "Sockets", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
+    .target(
+      name: "Sockets",
+      dependencies: ["CLinux", "VirtioCore", system, .product(name: "HeapModule", package: "swift-collections")],
+      swiftSettings: strict),
     .target(name: "Sandbox", dependencies: ["CLinux", "VirtioCore", system], swiftSettings: strict),
     .target(name: "Control", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),
     .target(name: "MetricsExport", dependencies: ["CLinux", "VirtioCore", "Sockets", system], swiftSettings: strict),

@@ -1,6 +1,7 @@
 /// An event loop: one thread that waits for many descriptors (sockets, events of devices, signals).
 internal import CLinux
 internal import Glibc
+internal import HeapModule
 internal import Synchronization
 public import SystemPackage
 internal import VirtioCore
@@ -26,11 +27,25 @@ public final class EventLoop {
 
   private let epoll: OwnedDescriptor
   private var handlers: [UInt64: Handler] = [:]
-  private var timers: [(due: ContinuousClock.Instant, handler: () -> Void)] = []
+  /// What to do when a timer is due, by its number.
+  private var alarms: [UInt64: () -> Void] = [:]
+  /// When they are due. Some may have been cancelled.
+  private var dues = Heap<Due>()
   private var nextToken: UInt64 = 0
   private let returns: Returns
   /// What to do when an errand is done, by its number.
   private var awaited: [UInt64: () -> Void] = [:]
+
+  /// A call that is due some time, until it is made or cancelled.
+  public struct Timer: Hashable, Sendable { fileprivate let number: UInt64 }
+
+  private struct Due: Comparable {
+    let time: ContinuousClock.Instant
+    /// Those that are due at the same time are called in the order of their numbers.
+    let number: UInt64
+
+    static func < (one: Due, other: Due) -> Bool { (one.time, one.number) < (other.time, other.number) }
+  }
 
   /// Errands that are done and have not been handled yet.
   private final class Returns: Sendable {
@@ -88,8 +103,22 @@ public final class EventLoop {
   }
 
   /// Calls the handler once, after the delay.
-  public func after(_ delay: Duration, _ handler: @escaping () -> Void) {
-    timers.append((.now + delay, handler))
+  public func after(_ delay: Duration, _ handler: @escaping () -> Void) { _ = timer(after: delay, handler) }
+
+  /// The same, for a call that may have to be cancelled.
+  public func timer(after delay: Duration, _ handler: @escaping () -> Void) -> Timer {
+    nextToken += 1
+    alarms[nextToken] = handler
+    dues.insert(Due(time: .now + delay, number: nextToken))
+    return Timer(number: nextToken)
+  }
+
+  /// Its handler is not called any more; does nothing if it has been called.
+  public func cancel(_ timer: Timer) {
+    alarms[timer.number] = nil
+    // Those that were cancelled never outnumber the others by much, however many a front-end causes.
+    guard dues.count > 2 * alarms.count + 64 else { return }
+    dues = Heap(dues.unordered.filter { alarms[$0.number] != nil })
   }
 
   /// Runs an errand that may never return, and continues in the meantime.
@@ -152,16 +181,21 @@ public final class EventLoop {
 
   /// Milliseconds until the next timer, rounded up; −1 if there is none.
   private func timeout() -> Int32 {
-    guard let due = timers.map(\.due).min() else { return -1 }
-    return Int32(clamping: max(0, Int((due - .now) / .milliseconds(1)) + 1))
+    while let due = dues.min {
+      guard alarms[due.number] == nil else { return Int32(clamping: max(0, Int((due.time - .now) / .milliseconds(1)) + 1)) }
+      dues.removeMin()
+    }
+    return -1
   }
 
+  /// Those that are due by now: a handler's new timer waits for the next turn, even if its delay is zero.
   private func runTimers() {
-    guard !timers.isEmpty else { return }
-    let now = ContinuousClock.now
-    let due = timers.filter { $0.due <= now }
-    timers.removeAll { $0.due <= now }
-    for timer in due { timer.handler() }
+    guard !dues.isEmpty else { return }
+    let (now, newest) = (ContinuousClock.now, nextToken)
+    while let due = dues.min, due.time <= now, due.number <= newest {
+      dues.removeMin()
+      alarms.removeValue(forKey: due.number)?()
+    }
   }
 }
 

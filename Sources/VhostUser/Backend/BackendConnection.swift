@@ -60,7 +60,9 @@ final class BackendConnection {
   /// We are about to continue the connection of another server.
   var adoption: Adoption?
   private var errandStart = ContinuousClock.now
-  private var isTimed = false
+  private var errandTimer: EventLoop.Timer?
+  private var memoryTimer: EventLoop.Timer?
+  private var stopTimer: EventLoop.Timer?
   private var hasLookedForMemory = false
   var isOver = false
   var hasEnded = false
@@ -100,10 +102,11 @@ final class BackendConnection {
     if let registration { loop.remove(registration) }
     registration = nil
     forgetChannel()
+    for timer in [errandTimer, memoryTimer].compactMap(\.self) { loop.cancel(timer) }
     served.attended.stopAll()
     finish()
     guard !hasEnded else { return }
-    loop.after(Self.stopNotice) { [weak self] in
+    stopTimer = loop.timer(after: Self.stopNotice) { [weak self] in
       guard let self, !hasEnded else { return }
       report(.stillStopping(served.attended.busyQueues))
     }
@@ -112,6 +115,7 @@ final class BackendConnection {
   private func finish() {
     guard isOver, !hasEnded, served.attended.isAtRest else { return }
     hasEnded = true
+    if let stopTimer { loop.cancel(stopTimer) }
     // Everything that belongs to the front-end is released now, by the helper thread.
     session = BackendSession(served.description)
     reader = MessageReader()
@@ -303,15 +307,14 @@ final class BackendConnection {
   private func beginErrand(_ kind: Awaited) {
     awaited = kind
     errandStart = .now
-    if !isTimed { watchErrands() }
+    if errandTimer == nil { watchErrands() }
   }
 
   /// There is one timer, whatever the number of errands.
   private func watchErrands() {
-    isTimed = true
-    loop.after(Self.errandLimit - (ContinuousClock.now - errandStart)) { [weak self] in
+    errandTimer = loop.timer(after: Self.errandLimit - (ContinuousClock.now - errandStart)) { [weak self] in
       guard let self else { return }
-      isTimed = false
+      errandTimer = nil
       guard !isOver, awaited == .errand || awaited == .backlog else { return }
       guard ContinuousClock.now - errandStart < Self.errandLimit else { return end(.descriptorsDoNotAnswer) }
       watchErrands()
@@ -323,7 +326,7 @@ final class BackendConnection {
   /// Done once per connection.
   private func lookForMemory() {
     hasLookedForMemory = true
-    loop.after(Self.memoryNotice) { [weak self] in
+    memoryTimer = loop.timer(after: Self.memoryNotice) { [weak self] in
       guard let self, !isOver, awaited == .nothing else { return }
       session.memoryIsMissing()
       goOn()
