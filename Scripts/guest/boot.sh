@@ -88,7 +88,17 @@ uml_guest() {
   if [ ! -w "$shm" ] || [ "${room:-0}" -lt $((memory + 256)) ] || findmnt -n -o OPTIONS -T "$shm" | grep -qw noexec; then
     shm=$scratch
   fi
-  command=(env "TMPDIR=$shm" "HOME=$scratch" linux.uml "mem=${memory}M" "initrd=$initramfs" "uml_dir=$scratch" umid=guest
+  local preload=
+  # CPUs with AMX have more registers than this kernel sets at once: without the library, its first process fails.
+  if grep -qw amx_tile /proc/cpuinfo; then
+    preload=$folder/wide-registers.so
+    if [ ! -e "$preload" ]; then
+      # Many guests can be started at once.
+      cc -O2 -shared -fPIC -o "$preload.$$" "$here/wide-registers.c"
+      mv "$preload.$$" "$preload"
+    fi
+  fi
+  command=(env "TMPDIR=$shm" "HOME=$scratch" ${preload:+"LD_PRELOAD=$preload"} linux.uml "mem=${memory}M" "initrd=$initramfs" "uml_dir=$scratch" umid=guest
     con=null quiet panic=-1 noreboot)
   for socket in "${sockets[@]}"; do command+=("virtio_uml.device=$(absolute "$socket"):2"); done
   if [ "$shell" = yes ]; then command+=(con0=fd:0,fd:1); else command+=(con0=null,fd:1); fi
