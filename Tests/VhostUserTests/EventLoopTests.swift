@@ -5,12 +5,12 @@ import VirtioCore
 @testable import Sockets
 
 @Suite struct EventLoopTests {
-  /// Many are pending, as after many connections; each is called once, in the order in which they are due.
-  @Test func timersAreCalledInTheirOrder() throws {
+  /// Many are pending, as after many connections.
+  @Test func everyTimerIsCalledOnce() throws {
     let loop = try EventLoop()
     var called: [Int] = []
     let count = 10_000
-    // Set in an order of its own: 7,919 has no factor in common with the count.
+    // Not in the order in which they are due: 7,919 has no factor in common with the count.
     for step in 0..<count {
       let place = step * 7919 % count
       loop.after(.microseconds(place)) { called.append(place) }
@@ -19,7 +19,6 @@ import VirtioCore
     loop.after(.seconds(3600)) { Issue.record("an hour has not passed") }
     loop.after(.microseconds(count)) { loop.stop() }
     try loop.run()
-    // Each has its own clock reading, which the others' delays do not count from; so neighbours may change places.
     #expect(called.sorted() == Array(0..<count))
   }
 
