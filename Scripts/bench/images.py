@@ -14,6 +14,7 @@ GIB = 1 << 30
 RANDOM = [(f"rand{way} 4k QD{depth}", f"rand{way}", "4k", depth) for way in ("read", "write") for depth in (1, 32, 128)]
 JOBS = RANDOM + [("read 128k QD32", "read", "128k", 32), ("write 128k QD32", "write", "128k", 32)]
 READS, WRITES = RANDOM[:3], RANDOM[3:]
+BYTES = {"4k": "4096", "128k": "131072"}
 
 
 class Missing(Exception):
@@ -24,11 +25,13 @@ class Subject:
     """A back-end, or a program that accesses the medium directly.
 
     family: the best of a family is compared with others.
-    command: called with a socket, returns its command line. Or `fio`: called with a job, returns fio's arguments.
+    command: called with a socket, returns its command line. Or `fio`: called with a job, returns fio's arguments. Or `loop`:
+    called with a job, and with seconds before and during the measurement, returns the command line of a program that prints its
+    result as a line of JSON.
     """
 
-    def __init__(self, ident, title, family, command=None, fio=None, jobs=None, environment=None):
-        self.id, self.title, self.family, self.command, self.fio = ident, title, family, command, fio
+    def __init__(self, ident, title, family, command=None, fio=None, loop=None, jobs=None, environment=None):
+        self.id, self.title, self.family, self.command, self.fio, self.loop = ident, title, family, command, fio, loop
         self.jobs, self.environment = jobs, environment or {}
 
 
@@ -320,29 +323,41 @@ def nbd(bench, wanted):
                 [("NBD: vmm-blk / best of QEMU", "vmm-nbd", "qemu")], jobs=RANDOM)
 
 
+def built(bench, source):
+    """A program of one C file, built for this run."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    program = os.path.join(bench.folder(None), os.path.splitext(source)[0])
+    include = os.path.join(os.path.dirname(os.path.dirname(here)), "Sources", "CLinux")
+    subprocess.run(["cc", "-O2", "-I", include, "-o", program, os.path.join(here, source)], check=True)
+    return program
+
+
 def rbd(bench, wanted):
-    """An image of a cluster in memory, compared with fio's engine for librbd, which uses only the library."""
+    """An image of a cluster in memory; the cluster has the back-end's CPU. Compared with a bare loop of the library."""
     if not wanted("rbd"):
         return
-    for program in ("ceph-mon", "ceph-osd", "rbd"):
+    for program in ("ceph-mon", "ceph-osd", "rbd", "cc"):
         if shutil.which(program) is None:
-            raise Missing(f"{program} is not installed: run 'Scripts/setup.sh ceph'")
+            raise Missing(f"{program} is not installed: run 'Scripts/setup.sh bench ceph'")
     folder = os.path.join(bench.folder(bench.options.memory_directory), "cluster")
     script = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "ceph.sh")
     bench.stack.callback(subprocess.run, [script, "remove", folder], stdout=subprocess.DEVNULL, check=False)
-    subprocess.run([script, "start", folder], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["taskset", "-c", str(bench.options.backend_cpu), script, "start", folder], check=True,
+                   stdout=subprocess.DEVNULL)
     conf = os.path.join(folder, "ceph.conf")
     size = min(bench.options.size, 512)
     with tempfile.NamedTemporaryFile() as full:
         written(full.name, size << 20, sync=False)
         subprocess.run(["rbd", "-c", conf, "import", "--no-progress", full.name, "rbd/bench"], check=True)
-    node = {"driver": "rbd", "node-name": "disk", "pool": "rbd", "image": "bench", "conf": conf}
+    loop = built(bench, "librbd-loop.c")
+    node = {"driver": "rbd", "node-name": "disk", "pool": "rbd", "image": "bench", "conf": conf,
+            "cache": {"direct": True}}
     subjects = [Subject("vmm-rbd", "vmm-blk, RBD", "ours", bench.ours("--image", f"rbd:rbd/bench?conf={conf}", "--break-lock")),
-                Subject("fio", "fio's rbd engine, no virtio", "fio", environment={"CEPH_CONF": conf}, fio=lambda job: [
-                    "--ioengine=rbd", "--clientname=admin", "--pool=rbd", "--rbdname=bench", f"--size={size}M"]),
+                Subject("librbd", "a bare loop of librbd", "librbd", loop=lambda job, ramp, runtime: [
+                    loop, conf, "rbd", "bench", job[1], BYTES[job[2]], str(job[3]), str(ramp), str(runtime)]),
                 *bench.qemus(lambda _, __: [node], [("rbd", None, False)])]
-    pairs = [("RBD: vmm-blk / librbd alone (fio)", "vmm-rbd", "fio"), ("RBD: vmm-blk / best of QEMU", "vmm-rbd", "qemu")]
-    yield Image("rbd", "an RBD image of a cluster in memory (one OSD, the back-end's CPUs)", size << 20, subjects, pairs,
+    pairs = [("RBD: vmm-blk / a bare loop of librbd", "vmm-rbd", "librbd"), ("RBD: vmm-blk / best of QEMU", "vmm-rbd", "qemu")]
+    yield Image("rbd", "an RBD image of a cluster in memory (one OSD, on the back-end's CPU)", size << 20, subjects, pairs,
                 jobs=RANDOM)
 
 

@@ -83,6 +83,27 @@ def fio(subject, image, job, options):
             "p50": way["clat_ns"]["percentile"]["50.000000"] / 1000, "p99": way["clat_ns"]["percentile"]["99.000000"] / 1000}
 
 
+@contextlib.contextmanager
+def busy(cpu):
+    """A CPU that always has something to run."""
+    with subprocess.Popen(["taskset", "-c", str(cpu), "sh", "-c", "while :; do :; done"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def loop(subject, image, job, options):
+    """A program that measures itself, beside a CPU that is as busy as the client makes it for a back-end: threads of others
+    are scheduled differently beside an idle one."""
+    with busy(options.client_cpu):
+        done = subprocess.run(["taskset", "-c", str(options.backend_cpu), *subject.loop(job, *seconds(image, options))],
+                              capture_output=True, text=True, check=False, timeout=120)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip())
+    return json.loads(done.stdout)
+
+
 def bench(subject, image, job, options, directory):
     """One measurement of one back-end."""
     _, rw, block, depth = job
@@ -197,7 +218,12 @@ def measure(image, options, directory, results):
                       end="", file=sys.stderr, flush=True)
             try:
                 image.fresh()
-                found = fio(subject, image, job, options) if subject.fio else bench(subject, image, job, options, directory)
+                if subject.fio:
+                    found = fio(subject, image, job, options)
+                elif subject.loop:
+                    found = loop(subject, image, job, options)
+                else:
+                    found = bench(subject, image, job, options, directory)
             except (RuntimeError, subprocess.TimeoutExpired, images.Missing) as error:
                 broken[subject.id] = f"{subject.title} on {image.title} ({job[0]}): {error}"
                 continue
