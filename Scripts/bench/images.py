@@ -241,10 +241,12 @@ def qcow2(bench, wanted):
             yield Image(
                 ident, f"a qcow2 image on {place}, all of it allocated", bench.size,
                 [Subject("vmm-qcow2", "vmm-blk, qcow2", "ours", ours(path)),
-                 # How a qcow2 image is read and written: synchronous calls, through the page cache.
+                 # Synchronous calls through the page cache, and what a raw file gets by default: copies out of a mapping.
                  Subject("vmm-raw", "vmm-blk, raw, --engine sync", "raw", raws(flat, "--engine", "sync")),
+                 Subject("vmm-raw-auto", "vmm-blk, raw", "raw-auto", raws(flat)),
                  *qemus(path, where=where)],
-                [("vmm-blk: qcow2 / raw", "vmm-qcow2", "vmm-raw"), *against], jobs=RANDOM, path=path, settle=settle)
+                [("vmm-blk: qcow2 / raw, --engine sync", "vmm-qcow2", "vmm-raw"),
+                 ("vmm-blk: qcow2 / raw", "vmm-qcow2", "vmm-raw-auto"), *against], jobs=RANDOM, path=path, settle=settle)
         # An image for first writes serves only once, and not for long.
         ident, path = f"qcow2-first-{where}", f"{folder}/empty.qcow2"
         if wanted(ident):
@@ -282,12 +284,13 @@ def qcow2(bench, wanted):
                 made("-b", below, "-F", "qcow2", above)
             backing = "&backing=".join(f"qcow2:{name}" for name in reversed(names[:-1]))
             yield Image(
-                "qcow2-chain-tmpfs", "reads through three backing files on tmpfs", 4 * GIB,
+                "qcow2-chain-tmpfs", "reads through three backing files on tmpfs, after 1 s", 4 * GIB,
                 [Subject("vmm-chain", "vmm-blk, three backing files", "ours", ours(names[-1], backing)),
                  Subject("vmm-qcow2", "vmm-blk, none", "flat", ours(names[0])),
                  *qemus(names[-1], *(("qcow2", name) for name in names[:-1]), where="tmpfs")],
                 [("vmm-blk: three backing files / none", "vmm-chain", "vmm-qcow2"),
-                 ("qcow2: vmm-blk / best of QEMU", "vmm-chain", "qemu")], jobs=READS, path=names[-1])
+                 ("qcow2: vmm-blk / best of QEMU", "vmm-chain", "qemu")], jobs=READS, path=names[-1],
+                times=(1, bench.options.runtime))  # until most of the files has been looked at
     if wanted("qcow2-1tib-tmpfs"):
         # Full tables, with holes as clusters, which are read like others.
         large, small = f"{memory}/large.qcow2", f"{memory}/small.qcow2"

@@ -121,7 +121,7 @@ import VirtioCore
     try folder.create("bytes", "1M")
     try folder.put("bytes", 24, [0, 0, 0, 0, 0, 0, 3, 232])
     #expect { try folder.open("DIR/bytes") } throws: { "\($0)".contains("convert it with 'qemu-img convert'") }
-    for engine in [EngineKind.uring, .cached, .aio, .mapped, .nbd] {
+    for engine in [EngineKind.uring, .aio, .mapped, .nbd] {
       var device = BlockDeviceOptions()
       device.engine = engine
       let image = try folder.open("DIR/odd")

@@ -190,8 +190,8 @@ extension Qcow2Disk {
         (operation.offset, operation.length) = (UInt64(offset), UInt64(count))
         unsafe operation.segments = segments.isEmpty ? nil : segments.baseAddress
         operation.segmentCount = segments.count
-        // A call may transfer less.
-        let result = perform(operation)
+        // As the engine does. A call may transfer less.
+        let result = copy(operation) ? Int32(count) : perform(operation)
         return result == Int32(count) ? 0 : result
       }
     }

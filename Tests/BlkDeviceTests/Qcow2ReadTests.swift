@@ -98,7 +98,7 @@ import VirtioCore
   }
 
   /// Through the synthetic guest, in pieces of all sizes, with each engine.
-  @Test(arguments: [EngineKind.auto, .threads, .sync], Medium.allCases)
+  @Test(arguments: [EngineKind.auto, .cached, .threads, .sync], Medium.allCases)
   func aGuestReadsWhatIsThere(engine: EngineKind, medium: Medium) throws {
     var chance = Chance(11)
     let folder = try ImageFolder(in: medium.folder)
@@ -127,7 +127,7 @@ import VirtioCore
   }
 
   /// A read of damaged metadata or data fails that request, and no other.
-  @Test(arguments: [EngineKind.threads, .sync]) func damageIsAnErrorWhereItIs(engine: EngineKind) throws {
+  @Test(arguments: [EngineKind.cached, .threads, .sync]) func damageIsAnErrorWhereItIs(engine: EngineKind) throws {
     let folder = try ImageFolder()
     try folder.create("a", "4M")
     // L2 table at 0x40000, data from 0x50000 on.

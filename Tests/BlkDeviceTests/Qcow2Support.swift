@@ -81,7 +81,7 @@ struct ImageFolder {
 }
 
 extension Qcow2Disk {
-  /// Reads as a helper does, into scattered memory.
+  /// Reads as the engine does, into scattered memory.
   func bytes(at offset: Int, count: Int, pieces: Int = 1) throws -> [UInt8] {
     var bytes = [UInt8](repeating: 0xa5, count: count)
     let result: Int32 = unsafe bytes.withUnsafeMutableBytes { buffer in
@@ -96,7 +96,7 @@ extension Qcow2Disk {
         operation.length = UInt64(count)
         unsafe operation.segments = segments.baseAddress
         operation.segmentCount = segments.count
-        return perform(operation)
+        return copy(operation) ? Int32(count) : perform(operation)
       }
     }
     guard result == Int32(count) else { throw TookTooLong(description: "a read of \(count) at \(offset) returned \(result)") }

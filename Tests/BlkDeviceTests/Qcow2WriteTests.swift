@@ -357,7 +357,7 @@ import VirtioCore
   }
 
   /// The whole path from a driver, on a medium that may block and on one that does not.
-  @Test(arguments: Medium.allCases, [EngineKind.auto, .sync, .threads]) func aDriverWrites(
+  @Test(arguments: Medium.allCases, [EngineKind.auto, .cached, .sync, .threads]) func aDriverWrites(
     medium: Medium, engine: EngineKind
   ) throws {
     let folder = try ImageFolder(in: medium.folder)

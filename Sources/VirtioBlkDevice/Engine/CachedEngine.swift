@@ -14,19 +14,13 @@ struct CachedEngine: BlockEngine, ~Copyable {
   static let finishesInPlace = false
   static let copies = true
   static let stepBytes = MediumFacts.leastStepBytes
-  /// How long reclaimed pages may go unnoticed, each of which may block the queue once: nanoseconds, and copies between
-  /// readings of the clock.
-  private static let patience = (time: UInt64(1_000_000), copies: 16)
 
   /// Used for windows that are not known yet.
   private let windows: PopulatedWindows
   private var image: MappedTransfers
   private var copies: CopyQueue
   private var ring: UringEngine
-  /// The number of major page faults of this thread when they were last counted, and the time.
-  private var seen: (faults: UInt64, time: UInt64)
-  /// Copies that had been added then, or when the clock was last read.
-  private var seenCopies = 0
+  private var reclaimed = ReclaimedPages()
   private var looks: UInt64 = 0
 
   /// - Parameters:
@@ -40,7 +34,6 @@ struct CachedEngine: BlockEngine, ~Copyable {
     copies = CopyQueue()
     self.ring = ring
     self.image = MappedTransfers(image, descriptor: descriptor)
-    seen = (clinux_thread_major_faults(), Clock.now)
   }
 
   @inline(__always)
@@ -80,20 +73,8 @@ struct CachedEngine: BlockEngine, ~Copyable {
 
   mutating func nextEvent() -> EngineEvent? {
     if let done = copies.nextCompletion(&image) { return done }
-    if copies.added &- seenCopies >= Self.patience.copies { noticeLostPages() }
+    if reclaimed.areNoticed(copies: copies.added) { windows.forgetAll() }
     return ring.nextEvent()
-  }
-
-  /// Checks once in a while, between copies, whether some of them had to wait for the medium.
-  @inline(never)
-  private mutating func noticeLostPages() {
-    seenCopies = copies.added
-    let now = Clock.now
-    guard now &- seen.time > Self.patience.time else { return }
-    looks &+= 1
-    let faults = clinux_thread_major_faults()
-    if faults != seen.faults { windows.forgetAll() }
-    seen = (faults, now)
   }
 
   mutating func submit() { ring.submit() }
@@ -111,5 +92,5 @@ struct CachedEngine: BlockEngine, ~Copyable {
   var awaitsThreads: Bool { ring.awaitsThreads }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try ring.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { ring.unwatch(lane: lane) }
-  var systemCalls: UInt64 { ring.systemCalls &+ image.calls &+ looks }
+  var systemCalls: UInt64 { ring.systemCalls &+ image.calls &+ looks &+ reclaimed.calls }
 }

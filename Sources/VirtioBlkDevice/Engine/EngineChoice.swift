@@ -136,13 +136,18 @@ extension EngineChoice {
   private static func resolve(ofChain wanted: EngineKind, _ image: ImageFile) throws(EngineError) -> EngineChoice {
     switch wanted {
     case .auto where image.isInMemory:
-      EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, because the images are in memory")
-    case .auto, .threads:
+      EngineChoice(kind: .mapped, reason: "qcow2: copies to and from mappings of the images: they are in memory")
+    case .mapped where image.isInMemory:
+      EngineChoice(kind: .mapped, reason: "qcow2: copies to and from mappings of the images, as requested")
+    case .auto, .cached:
       EngineChoice(
-        kind: .threads, reason: "qcow2: what is in the page cache in the queue's thread, the rest in a pool of threads")
+        kind: .cached,
+        reason: "qcow2: copies of what is in the page cache, a pool of threads for the rest"
+          + (wanted == .auto ? "" : ", as requested"))
+    case .threads: EngineChoice(kind: .threads, reason: "qcow2: plain system calls in a pool of threads, as requested")
     case .sync: EngineChoice(kind: .sync, reason: "qcow2: plain system calls in the queue's thread, as requested")
     case .null: EngineChoice(kind: .null, reason: "no medium: requests succeed and move no data")
-    case .uring, .cached, .aio, .mapped, .nbd, .rbd: throw .notForChains(wanted, path: image.path)
+    case .uring, .aio, .mapped, .nbd, .rbd: throw .notForChains(wanted, path: image.path)
     }
   }
 
@@ -219,7 +224,8 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):
-      "\(printable(path)) is a qcow2 image, and the engine \(kind.rawValue) is for raw disks: leave --engine out, or use threads or sync"
+      "\(printable(path)) is a qcow2 image, and the engine \(kind.rawValue) is for raw disks: leave --engine out, "
+        + "or use cached, threads or sync"
     case .notForClusters(let kind, let uri):
       "\(printable(uri)) is an image of a Ceph cluster, and the engine \(kind.rawValue) is for other images: leave --engine out"
     case .notInCluster(let path):

@@ -124,7 +124,7 @@ struct MappedTransfers: ~Copyable {
   func forgetHoles(of operation: IOOperation) {
     switch operation.kind {
     case .punchHole, .zeroRange, .allocate, .blockDiscard:
-      image.windows?.forget(operation.offset, min(operation.length, size &- min(operation.offset, size)))
+      image.windows?.forget(operation.offset, operation.length)
     case .read, .write, .flush: break
     }
   }

@@ -47,6 +47,8 @@ final class PopulatedWindows: @unchecked Sendable {
   private let skew: UInt64
   /// Whether the kernel tells this process which pages are resident: only processes that may write to the file learn that.
   private let canTell: Bool
+  /// The mapping may be longer than the file, which grows.
+  private let mayBeLonger: Bool
   /// Only mapped: of the table of a large image, only the used parts take memory.
   private let table: Mapping
   private let words: UnsafeMutablePointer<Atomic<UInt32>>
@@ -65,10 +67,12 @@ final class PopulatedWindows: @unchecked Sendable {
   /// - Parameters:
   ///   - image: a mapping of all of it.
   ///   - descriptor: the image, open for as long as this object lives.
-  init(_ image: Mapping, descriptor: Int32, isReadOnly: Bool) throws(Errno) {
+  ///   - mayBeLonger: the mapping may be longer than the file; what lies beyond its end is not there yet.
+  init(_ image: Mapping, descriptor: Int32, isReadOnly: Bool, mayBeLonger: Bool = false) throws(Errno) {
     self.image = image
     unsafe base = image.base
     self.descriptor = descriptor
+    self.mayBeLonger = mayBeLonger
     size = UInt64(image.count)
     skew = unsafe UInt64(UInt(bitPattern: image.base)) & UInt64(Self.windowSize - 1)
     let count = Int((size &+ skew) >> Self.shift) + 1
@@ -105,7 +109,7 @@ final class PopulatedWindows: @unchecked Sendable {
           replace(window, word, word & Self.generationMask | Self.data)
           continue
         }
-        guard !isCut else { return .cut }
+        guard mayBeLonger || !isCut else { return .cut }
         replace(window, word, word & Self.generationMask | UInt32(missing) &* Self.missingOne | Self.sparse)
         state = .sparse
       }
@@ -113,9 +117,14 @@ final class PopulatedWindows: @unchecked Sendable {
     return state
   }
 
+  /// The part of a range that is mapped: bytes from its offset on.
+  private func mapped(_ offset: UInt64, _ length: UInt64) -> UInt64 { min(length, size &- min(offset, size)) }
+
   /// The pages of a range have been filled by system calls, or soon will be. Windows that may be complete now are checked again
   /// when they are next used.
   func filled(_ offset: UInt64, _ length: UInt64) {
+    let length = mapped(offset, length)
+    guard length > 0 else { return }
     for window in window(offset)...window(offset &+ length &- 1) {
       let word = load(window)
       guard word & Self.kindMask == Self.sparse else { continue }
@@ -133,6 +142,7 @@ final class PopulatedWindows: @unchecked Sendable {
   /// Holes may have been made in a range, or filled: what is known about it, and what others are just finding out, becomes
   /// invalid.
   func forget(_ offset: UInt64, _ length: UInt64) {
+    let length = mapped(offset, length)
     guard length > 0 else { return }
     for window in window(offset)...window(offset &+ length &- 1) {
       while true {

@@ -24,6 +24,8 @@ protocol Qcow2Witness: AnyObject, Sendable {
 struct Qcow2Calls: Sendable {
   let descriptor: Int32
   var witness: (any Qcow2Witness)?
+  /// What is known about a mapping of the file.
+  var windows: PopulatedWindows?
 
   /// - Returns: bytes, or a negative errno.
   @inline(__always)
@@ -34,7 +36,9 @@ struct Qcow2Calls: Sendable {
 
   private func plain(_ vectors: UnsafePointer<iovec>, _ count: Int, at offset: UInt64) -> Int {
     let done = unsafe pwritev(descriptor, vectors, Int32(count), off_t(offset))
-    return done < 0 ? -Int(errno) : done
+    guard done >= 0 else { return -Int(errno) }
+    if done > 0 { windows?.filled(offset, UInt64(done)) }
+    return done
   }
 
   @inline(never)
@@ -114,7 +118,11 @@ struct Qcow2Calls: Sendable {
         : [Int32(FALLOC_FL_ZERO_RANGE) | keep, Int32(FALLOC_FL_PUNCH_HOLE) | keep]
       var error = EIO
       for mode in modes {
-        if fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 { return 0 }
+        if fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 {
+          // Afterwards, so that whoever found data before learns that it has become a hole.
+          windows?.forget(offset, count)
+          return 0
+        }
         error = errno
         guard error == EOPNOTSUPP || error == ENOSYS || error == EINVAL else { break }
       }
@@ -138,7 +146,9 @@ struct Qcow2Calls: Sendable {
   func punch(_ offset: UInt64, _ count: UInt64) -> Int32 {
     let result = perform(.zero(offset: offset, count: count)) {
       let mode = Int32(FALLOC_FL_PUNCH_HOLE) | Int32(FALLOC_FL_KEEP_SIZE)
-      return fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 ? 0 : -Int(errno)
+      guard fallocate(descriptor, mode, off_t(offset), off_t(count)) == 0 else { return -Int(errno) }
+      windows?.forget(offset, count)
+      return 0
     }
     return result == -EOPNOTSUPP || result == -ENOSYS || result == -EINVAL ? 0 : result
   }

@@ -30,13 +30,31 @@ struct Qcow2Chain {
   ) throws(Qcow2Failure) -> Qcow2Disk {
     var chain = Self(location: location, isLocked: isLocked, isReadOnly: isReadOnly)
     try chain.add(top, format)
-    guard let keeper = chain.keeper else { return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory) }
+    // A witness sees every store.
+    let mappings = witness == nil ? chain.mappings() : []
+    guard let keeper = chain.keeper else {
+      return Qcow2Disk(chain.layers, isInMemory: chain.isInMemory, mappings: mappings)
+    }
     do throws(Qcow2Fault) {
-      let writer = try Qcow2Writer(keeper, chain.layers[0], witness: witness)
+      let writer = try Qcow2Writer(keeper, chain.layers[0], witness: witness, windows: mappings.first??.windows)
       return Qcow2Disk(
-        chain.layers, isInMemory: chain.isInMemory, writer: writer, hasSnapshots: chain.hasSnapshots)
+        chain.layers, isInMemory: chain.isInMemory, mappings: mappings, writer: writer, hasSnapshots: chain.hasSnapshots)
     } catch { throw .notWritable(path: location.path, error) }
   }
+
+  /// The data files of the chain, mapped: those that can be.
+  private func mappings() -> [Qcow2Mapping?] {
+    layers.enumerated().map { index, layer in
+      // An image that is written to becomes as long as its disk and the tables for it, and more if clusters have to be left
+      // unused. What is beyond that is not mapped.
+      let most = min(layer.size, Self.mostGrowth)
+      let growth = index == 0 && keeper != nil ? most + most / 8 + Self.leastGrowth : 0
+      return Qcow2Mapping(layer.dataFile, end: layer.dataEnd, growth: growth)
+    }
+  }
+
+  /// Bytes.
+  private static let (leastGrowth, mostGrowth): (UInt64, UInt64) = (64 << 20, 1 << 50)
 
   private init(location: Qcow2Location, isLocked: Bool, isReadOnly: Bool) {
     self.location = location

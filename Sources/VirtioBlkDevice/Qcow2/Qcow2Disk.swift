@@ -11,6 +11,8 @@ final class Qcow2Disk: Sendable, MediumCalls {
   let layers: [Qcow2Layer]
   /// Every file of the chain is in memory, so that no call blocks.
   let isInMemory: Bool
+  /// The mappings of the images' data files, in the same order; `nil`: that file is not mapped.
+  private let mappings: [Qcow2Mapping?]
   /// The writer of the topmost image; `nil`: it is read-only.
   let writer: Qcow2Writer?
   /// Clusters may be shared with backing files or snapshots: a write that copies one waits for the medium.
@@ -18,7 +20,11 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// The cluster that was decompressed last: compressed images are usually read sequentially.
   private let decompressed = Mutex<DecompressedCluster?>(nil)
 
-  init(_ layers: [Qcow2Layer], isInMemory: Bool, writer: Qcow2Writer? = nil, hasSnapshots: Bool = false) {
+  init(
+    _ layers: [Qcow2Layer], isInMemory: Bool, mappings: [Qcow2Mapping?] = [], writer: Qcow2Writer? = nil,
+    hasSnapshots: Bool = false
+  ) {
+    self.mappings = mappings.isEmpty ? layers.map { _ in nil } : mappings
     sharesClusters = layers.count > 1 || hasSnapshots
     self.layers = layers
     self.isInMemory = isInMemory
@@ -43,6 +49,25 @@ final class Qcow2Disk: Sendable, MediumCalls {
     }
   }
 
+  /// Pages of the page cache have been reclaimed: what is known about the mappings is forgotten.
+  func forgetPages() { for mapping in mappings { mapping?.forgetPages() } }
+
+  /// Executes a transfer by copying from or to a mapping, without a system call.
+  ///
+  /// - Returns: whether that could be done. If not, nothing has been done that `perform` does not repeat.
+  func copy(_ operation: IOOperation) -> Bool {
+    guard operation.kind.isTransfer, !operation.isDurable else { return false }
+    let isWrite = operation.kind == .write
+    guard !isWrite || writer != nil && !layers[0].contradictsItself else { return false }
+    let (index, piece) = find(operation.offset, limit: operation.length, mayWait: false)
+    // Data that is shared with a backing file or a snapshot is not written in place. Nothing is moved or freed while the image
+    // is open, so whatever changes meanwhile, the place remains that of this data.
+    guard case .data(let place) = piece.kind, piece.count == operation.length, !isWrite || index == 0 && piece.isOwn,
+      let mapping = mappings[index]
+    else { return false }
+    return mapping.copy(operation, at: place)
+  }
+
   /// Performs an operation, waiting for the medium if necessary.
   func perform(_ operation: IOOperation) -> Int32 { performAtOnce(operation, mayWait: true) ?? -EIO }
 
@@ -53,7 +78,8 @@ final class Qcow2Disk: Sendable, MediumCalls {
     case .read: return read(operation, mayWait: mayWait)
     case .flush:
       guard let writer else { return 0 }
-      return mayWait ? writer.flush() : nil
+      guard mayWait else { return nil }
+      return mappings[0]?.isWhole() ?? true ? writer.flush() : -EIO
     case .write, .punchHole, .zeroRange, .allocate, .blockDiscard:
       guard let writer else { return -EROFS }
       return mayWait ? change(operation, writer) : nil

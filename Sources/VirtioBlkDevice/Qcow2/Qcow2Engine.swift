@@ -1,5 +1,6 @@
-/// The engine for qcow2 images: cached data is read on the queue's own thread, at once and without an extra copy. Whatever
-/// might block (uncached data, tables, compressed clusters) is read by a few helper threads, which also do all writes.
+/// The engine for qcow2 images. Data in memory is copied by the queue's own thread: nearly all of an image in memory, otherwise
+/// what is read from the page cache. With images on a medium, whatever might block (uncached data, tables, compressed clusters)
+/// is read by a few helper threads, which also do all writes.
 internal import Glibc
 internal import SystemPackage
 internal import VirtioCore
@@ -19,17 +20,23 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   private let disk: Qcow2Disk
   /// Everything is done on the queue's thread, however long it takes.
   private let mayWait: Bool
+  /// Data in memory is copied, without a system call.
+  private let copies: Bool
+  /// In the page cache, pages may be reclaimed.
+  private var reclaimed: ReclaimedPages?
   /// Each is made on first use.
   private var pool: CallPool<Qcow2Disk>?
   private var storing: CallPool<Qcow2Disk>?
   private var waiter: BoardWaiter
   private var calls: UInt64 = 0
 
-  /// - Parameter kind: `sync` does everything in the queue's thread.
+  /// - Parameter kind: `sync` and `mapped` do everything in the queue's thread.
   init(_ disk: Qcow2Disk, _ kind: EngineKind, mailbox: Int32) throws(Errno) {
     waiter = try BoardWaiter(mailbox: mailbox)
     self.disk = disk
-    mayWait = kind == .sync || disk.isInMemory
+    copies = kind == .mapped || kind == .cached
+    reclaimed = kind == .cached ? ReclaimedPages() : nil
+    mayWait = kind == .mapped || kind == .sync || disk.isInMemory
   }
 
   deinit {
@@ -38,6 +45,10 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   }
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
+    if copies, disk.copy(operation) {
+      if reclaimed?.areNoticed() ?? false { disk.forgetPages() }
+      return .finished(Int32(truncatingIfNeeded: operation.length))
+    }
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
     let pool = disk.onlyStores(operation) ? storingPool() : waitingPool()
@@ -65,5 +76,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   mutating func nextEvent() -> EngineEvent? { waiter.nextEvent() }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
-  var systemCalls: UInt64 { calls &+ (pool?.calls ?? 0) &+ (storing?.calls ?? 0) &+ waiter.systemCalls }
+  var systemCalls: UInt64 {
+    calls &+ (pool?.calls ?? 0) &+ (storing?.calls ?? 0) &+ (reclaimed?.calls ?? 0) &+ waiter.systemCalls
+  }
 }

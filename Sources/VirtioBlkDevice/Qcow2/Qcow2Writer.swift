@@ -52,8 +52,10 @@ final class Qcow2Writer: Sendable {
 
   /// Stores what has to be stored before anything else; waits for the medium.
   /// - Throws: why that failed.
-  init(_ keeper: ImageKeeper, _ layer: Qcow2Layer, witness: (any Qcow2Witness)? = nil) throws(Qcow2Fault) {
-    calls = Qcow2Calls(descriptor: layer.file.rawValue, witness: witness)
+  init(
+    _ keeper: ImageKeeper, _ layer: Qcow2Layer, witness: (any Qcow2Witness)? = nil, windows: PopulatedWindows? = nil
+  ) throws(Qcow2Fault) {
+    calls = Qcow2Calls(descriptor: layer.file.rawValue, witness: witness, windows: windows)
     self.layer = layer
     firstEnd = keeper.firstEnd
     stripes = (0..<Self.stripeCount).map { _ in Stripe() }

@@ -38,6 +38,9 @@ public final class AddressSpace: Sendable {
     guard isThere else { throw .noMemory }
   }
 
+  /// Most of it is left: a mapping that only makes something faster may be made.
+  public var isAmple: Bool { used.withLock { $0.mappings < mappings / 4 && $0.bytes < bytes / 2 } }
+
   /// Mappings that are reserved at this moment.
   var reserved: Int { used.withLock(\.mappings) }
 

@@ -1,0 +1,108 @@
+/// The data file of an image, mapped into the process: data that is in memory is copied, without a system call.
+internal import CLinux
+internal import Glibc
+internal import Synchronization
+internal import SystemPackage
+internal import VirtioCore
+
+/// Shared by all queues of a disk. On a file system in memory that serves reads and writes; in the page cache, reads of what is
+/// resident. What it does not have (holes, compressed clusters, whatever lies beyond its end) is left to system calls, as is
+/// everything once the file was truncated or the memory under it ran out.
+@safe
+final class Qcow2Mapping: @unchecked Sendable {
+  private let mapping: Mapping
+  /// Which parts of the file are data: system calls that make holes or fill them report that here.
+  let windows: PopulatedWindows
+  private let file: OwnedDescriptor
+  // The parts that each copy needs.
+  private let base: UnsafeMutableRawPointer
+  private let count: UInt64
+  private let view: PopulatedWindows.View
+  private let faults: SharedCell<UInt64>?
+  private let streamedFrom: Int
+  /// In the page cache of a medium, where pages may have to be waited for: it is only read from.
+  private let isCache: Bool
+  /// The part of the process's budget of address space that one file may take.
+  private static let share: UInt64 = 16
+  /// The length of the file when it was last asked for, bytes.
+  private let length: Atomic<UInt64>
+
+  /// - Parameters:
+  ///   - file: it is mapped if it is a regular file on a file system in memory, or on one of this machine.
+  ///   - end: its length, bytes.
+  ///   - growth: how much longer it may become, bytes; 0: it is only read.
+  /// - Returns: `nil` if it cannot be mapped.
+  init?(_ file: OwnedDescriptor, end: UInt64, growth: UInt64) {
+    // A block device's node is itself a file in memory.
+    var info = stat()
+    let system = MediumSystem(file.rawValue)
+    guard AddressSpace.shared.isAmple, unsafe fstat(file.rawValue, &info) == 0, info.st_mode & S_IFMT == S_IFREG,
+      system.isOfPages || system.isLocal
+    else { return nil }
+    isCache = !system.isOfPages
+    // No more than that can be in memory: of a larger file, only the beginning is mapped. The same where address space is
+    // scarce, because guests' memory needs it more.
+    let memory = UInt64(max(sysconf(Int32(_SC_PHYS_PAGES)), 0)) &* UInt64(PageSize.bytes)
+    let (whole, overflow) = end.addingReportingOverflow(growth)
+    let isReadOnly = growth == 0 || isCache
+    guard !overflow, let room = Int(exactly: min(whole, memory, AddressSpace.shared.bytes / Self.share)), room > 0,
+      let mapping = try? Mapping(descriptor: file.rawValue, count: room, readOnly: isReadOnly),
+      let windows = try? PopulatedWindows(mapping, descriptor: file.rawValue, isReadOnly: isReadOnly, mayBeLonger: true)
+    else { return nil }
+    // If a page is missing after all, no others are read ahead, because a request waits for it.
+    if isCache { _ = unsafe madvise(mapping.base, mapping.count, MADV_RANDOM) }
+    self.mapping = mapping
+    self.windows = windows
+    self.file = file
+    unsafe base = mapping.base
+    count = UInt64(room)
+    view = windows.view
+    faults = mapping.faultCount
+    streamedFrom = CopyKernel.streamedFrom(imageSize: end)
+    length = Atomic(end)
+  }
+
+  /// Executes a transfer, if everything that it touches is data.
+  ///
+  /// - Parameter place: in the file, bytes.
+  /// - Returns: whether it was executed. If not, some of it may have been: a system call has to repeat all of it, which also
+  ///   returns the exact error.
+  @inline(__always)
+  func copy(_ operation: IOOperation, at place: UInt64) -> Bool {
+    guard operation.kind == .read || !isCache, place < count, operation.length <= count &- place,
+      faults?.loadRelaxed() ?? 0 == 0,
+      view.isData(place, operation.length) || comesToBeData(place, operation.length)
+    else { return false }
+    let start = unsafe base + Int(truncatingIfNeeded: place)
+    if operation.kind == .read {
+      unsafe CopyKernel.read(operation, from: start)
+    } else {
+      unsafe CopyKernel.write(operation, to: start, streamedFrom: streamedFrom)
+    }
+    // Before the answer is published, the bytes are visible.
+    clinux_streamed()
+    return faults?.loadAfterLoads() ?? 0 == 0
+  }
+
+  /// Whether parts that are not known, or known to lack pages, can be copied after all.
+  @inline(never)
+  private func comesToBeData(_ place: UInt64, _ length: UInt64) -> Bool {
+    if windows.look(place, length) == .data { return true }
+    // The system call that follows brings the pages in.
+    if isCache { windows.filled(place, length) }
+    return false
+  }
+
+  /// Pages have been reclaimed.
+  func forgetPages() { if isCache { windows.forgetAll() } }
+
+  /// Whether the file is still at least as long as before. Data copied past the end of a truncated file, but within its last
+  /// page, is lost without a fault.
+  func isWhole() -> Bool {
+    guard !isCache else { return true }
+    var info = stat()
+    guard unsafe fstat(file.rawValue, &info) == 0 else { return false }
+    let now = UInt64(max(info.st_size, 0))
+    return length.max(now, ordering: .relaxed).oldValue <= now
+  }
+}
