@@ -191,7 +191,7 @@ extension Qcow2Disk {
         unsafe operation.segments = segments.isEmpty ? nil : segments.baseAddress
         operation.segmentCount = segments.count
         // As the engine does. A call may transfer less.
-        let result = copy(operation) ? Int32(count) : perform(operation)
+        let result = serve(operation)
         return result == Int32(count) ? 0 : result
       }
     }

@@ -81,6 +81,13 @@ struct ImageFolder {
 }
 
 extension Qcow2Disk {
+  /// Executes an operation as the engine does. - Returns: bytes, 0, or a negative errno.
+  func serve(_ operation: IOOperation) -> Int32 {
+    guard let place = place(of: operation) else { return perform(operation) }
+    var copies = Qcow2Copies(self)
+    return copies.perform(operation, place)
+  }
+
   /// Reads as the engine does, into scattered memory.
   func bytes(at offset: Int, count: Int, pieces: Int = 1) throws -> [UInt8] {
     var bytes = [UInt8](repeating: 0xa5, count: count)
@@ -96,7 +103,7 @@ extension Qcow2Disk {
         operation.length = UInt64(count)
         unsafe operation.segments = segments.baseAddress
         operation.segmentCount = segments.count
-        return copy(operation) ? Int32(count) : perform(operation)
+        return serve(operation)
       }
     }
     guard result == Int32(count) else { throw TookTooLong(description: "a read of \(count) at \(offset) returned \(result)") }

@@ -18,7 +18,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   /// Used for windows that are not known yet.
   private let windows: PopulatedWindows
   private var image: MappedTransfers
-  private var copies: CopyQueue
+  private var copies: CopyQueue<MappedTransfers>
   private var ring: UringEngine
   private var reclaimed = ReclaimedPages()
   private var looks: UInt64 = 0
@@ -39,7 +39,7 @@ struct CachedEngine: BlockEngine, ~Copyable {
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     if operation.kind == .read, !image.isCut, image.isData(operation) || comesToBeData(operation) {
-      copies.add(operation, tag: tag, image)
+      copies.add(operation, (), tag: tag, image)
       return .pending
     }
     return startOther(operation, tag: tag)

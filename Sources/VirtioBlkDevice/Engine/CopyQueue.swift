@@ -6,29 +6,46 @@
 internal import CLinux
 internal import VirtioCore
 
+/// What transfers are copied from and to.
+protocol CopyMedium: ~Copyable {
+  /// What was found out about a transfer's data when the transfer was added.
+  associatedtype Place
+  /// Nothing may be copied any more.
+  var isCut: Bool { get }
+  /// Whether everything that a transfer touches is still data.
+  func isData(_ operation: IOOperation, _ place: Place) -> Bool
+  /// Where its data is.
+  func address(of operation: IOOperation, _ place: Place) -> UnsafeMutableRawPointer
+  /// Executes it. - Returns: bytes, or a negative errno.
+  mutating func perform(_ operation: IOOperation, _ place: Place) -> Int32
+  /// The result of a transfer that was copied.
+  mutating func result(of operation: IOOperation) -> Int32
+}
+
 @safe
-struct CopyQueue: ~Copyable {
+struct CopyQueue<Image: CopyMedium & ~Copyable>: ~Copyable {
   /// How many are copied before the first of them is reported, so that one fence serves all: half of those queued, within these
   /// bounds. The driver refills the ring while the other half is copied.
-  private static let copiesAtOnce = (least: 8, most: 64)
+  private static var copiesAtOnce: (least: Int, most: Int) { (8, 64) }
   /// After this many bytes no further copy is begun.
-  private static let bytesAtOnce = MediumFacts.leastStepBytes
+  private static var bytesAtOnce: UInt64 { MediumFacts.leastStepBytes }
   /// The largest read that is copied together with others, bytes. A longer one keeps the CPU's own prefetcher busy by itself.
-  private static let sharedBytes: UInt64 = 16384
+  private static var sharedBytes: UInt64 { 16384 }
 
   /// The initial capacity, transfers: most queues never have more in flight, and a queue only uses the memory that it needs.
-  private static let leastRoom = 16
+  private static var leastRoom: Int { 16 }
 
   /// A transfer that was started, and its result.
   private struct Transfer {
     var operation: IOOperation
+    let place: Image.Place
     var tag: UInt32
     var result: Int32 = 0
   }
 
   /// A ring of transfers: from `first` on they are copied and not yet reported, from `next` on not copied yet.
   private var transfers: UnsafeMutablePointer<Transfer>
-  private var mask = leastRoom - 1
+  private var mask = Self.leastRoom - 1
   private var first = 0
   private var next = 0
   private var end = 0
@@ -42,11 +59,11 @@ struct CopyQueue: ~Copyable {
 
   /// Adds a copy to be made. - Parameter image: what it is copied from or to.
   @inline(__always)
-  mutating func add(_ operation: IOOperation, tag: UInt32, _ image: borrowing MappedTransfers) {
+  mutating func add(_ operation: IOOperation, _ place: Image.Place, tag: UInt32, _ image: borrowing Image) {
     if end &- first > mask { makeRoom() }
     // The prefetch for the first of a batch overlaps only with bookkeeping.
-    if next == end { fetch(operation, image) }
-    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, tag: tag))
+    if next == end { fetch(operation, place, image) }
+    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, place: place, tag: tag))
     end &+= 1
   }
 
@@ -74,7 +91,7 @@ struct CopyQueue: ~Copyable {
 
   /// The next completed copy; `nil`: there is none, or it is time to check other events first and then to ask again.
   @inline(__always)
-  mutating func nextCompletion(_ image: inout MappedTransfers) -> EngineEvent? {
+  mutating func nextCompletion(_ image: inout Image) -> EngineEvent? {
     if first == next {
       guard first != end, !hasReported else {
         hasReported = false
@@ -90,7 +107,7 @@ struct CopyQueue: ~Copyable {
 
   // MARK: Copies
 
-  private mutating func copySome(_ image: inout MappedTransfers) {
+  private mutating func copySome(_ image: inout Image) {
     let bounds = Self.copiesAtOnce
     let stop = min(end, next &+ max(bounds.least, min((end &- next) / 2, bounds.most)))
     var bytes: UInt64 = 0
@@ -98,9 +115,9 @@ struct CopyQueue: ~Copyable {
       if copyFour(&image) { continue }
       let transfer = unsafe transfers + (next & mask)
       next &+= 1
-      if next != end { unsafe fetch(transfers[next & mask].operation, image) }
+      if next != end { unsafe fetch(transfers[next & mask].operation, transfers[next & mask].place, image) }
       unsafe bytes &+= transfer.pointee.operation.length
-      unsafe transfer.pointee.result = image.perform(transfer.pointee.operation)
+      unsafe transfer.pointee.result = image.perform(transfer.pointee.operation, transfer.pointee.place)
     }
     // When one of them is reported, its bytes are visible.
     clinux_streamed()
@@ -109,7 +126,7 @@ struct CopyQueue: ~Copyable {
   /// Copies the next four transfers at once, if they are small reads of data.
   /// - Returns: whether it did.
   @inline(__always)
-  private mutating func copyFour(_ image: inout MappedTransfers) -> Bool {
+  private mutating func copyFour(_ image: inout Image) -> Bool {
     guard end &- next >= 4, !image.isCut, isSharedRead(0, image), isSharedRead(1, image), isSharedRead(2, image),
       isSharedRead(3, image)
     else { return false }
@@ -123,7 +140,7 @@ struct CopyQueue: ~Copyable {
       let count = buffer(ahead).count
       if count > common {
         unsafe (buffer(ahead).base + common).copyMemory(
-          from: image.place(transfer.pointee.operation) + common, byteCount: count &- common)
+          from: image.address(of: transfer.pointee.operation, transfer.pointee.place) + common, byteCount: count &- common)
       }
       unsafe transfer.pointee.result = image.result(of: transfer.pointee.operation)
     }
@@ -132,10 +149,11 @@ struct CopyQueue: ~Copyable {
   }
 
   @inline(__always)
-  private func isSharedRead(_ ahead: Int, _ image: borrowing MappedTransfers) -> Bool {
-    let operation = unsafe transfers[(next &+ ahead) & mask].operation
-    return operation.kind == .read && operation.segmentCount == 1 && operation.length <= Self.sharedBytes
-      && image.isData(operation)
+  private func isSharedRead(_ ahead: Int, _ image: borrowing Image) -> Bool {
+    let transfer = unsafe transfers + ((next &+ ahead) & mask)
+    let operation = unsafe transfer.pointee.operation
+    return unsafe operation.kind == .read && operation.segmentCount == 1 && operation.length <= Self.sharedBytes
+      && image.isData(operation, transfer.pointee.place)
   }
 
   @inline(__always)
@@ -143,19 +161,24 @@ struct CopyQueue: ~Copyable {
     unsafe transfers[(next &+ ahead) & mask].operation.segments.unsafelyUnwrapped.pointee
   }
 
-  /// Where four transfers are in the image.
+  /// Where the data of four transfers is.
   @inline(__always)
-  private func places(_ index: Int, _ image: borrowing MappedTransfers) -> clinux_four {
+  private func places(_ index: Int, _ image: borrowing Image) -> clinux_four {
     unsafe clinux_four(
-      first: image.place(transfers[index & mask].operation), second: image.place(transfers[(index &+ 1) & mask].operation),
-      third: image.place(transfers[(index &+ 2) & mask].operation),
-      fourth: image.place(transfers[(index &+ 3) & mask].operation))
+      first: address(index, image), second: address(index &+ 1, image), third: address(index &+ 2, image),
+      fourth: address(index &+ 3, image))
+  }
+
+  @inline(__always)
+  private func address(_ index: Int, _ image: borrowing Image) -> UnsafeMutableRawPointer {
+    let transfer = unsafe transfers + (index & mask)
+    return unsafe image.address(of: transfer.pointee.operation, transfer.pointee.place)
   }
 
   /// Prefetches the beginning of what is to be copied.
   @inline(__always)
-  private func fetch(_ operation: IOOperation, _ image: borrowing MappedTransfers) {
+  private func fetch(_ operation: IOOperation, _ place: Image.Place, _ image: borrowing Image) {
     unsafe CopyKernel.fetch(
-      operation.kind == .read ? image.place(operation) : operation.segments.unsafelyUnwrapped.pointee.base)
+      operation.kind == .read ? image.address(of: operation, place) : operation.segments.unsafelyUnwrapped.pointee.base)
   }
 }

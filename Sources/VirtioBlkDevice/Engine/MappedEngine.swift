@@ -11,7 +11,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   static let stepBytes = MediumFacts.leastStepBytes
 
   private var image: MappedTransfers
-  private var copies: CopyQueue
+  private var copies: CopyQueue<MappedTransfers>
   private var waiter: EpollWaiter
 
   /// - Parameters:
@@ -29,7 +29,7 @@ struct MappedEngine: BlockEngine, ~Copyable {
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     guard operation.kind.isTransfer else { return .finished(image.performOtherwise(operation)) }
-    copies.add(operation, tag: tag, image)
+    copies.add(operation, (), tag: tag, image)
     return .pending
   }
 

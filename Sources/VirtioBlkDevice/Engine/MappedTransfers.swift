@@ -6,7 +6,7 @@ internal import VirtioCore
 
 /// One worker's view of a `MappedImage`: copies if the pages are there, system calls otherwise.
 @safe
-struct MappedTransfers: ~Copyable {
+struct MappedTransfers: CopyMedium, ~Copyable {
   private let medium: PlainIO
   private let image: MappedImage
   // The parts of it that each copy needs.
@@ -36,7 +36,7 @@ struct MappedTransfers: ~Copyable {
 
   /// Whether everything that a transfer touches is known to be data.
   @inline(__always)
-  func isData(_ operation: IOOperation) -> Bool { windows?.isData(operation.offset, operation.length) ?? true }
+  func isData(_ operation: IOOperation, _: Void = ()) -> Bool { windows?.isData(operation.offset, operation.length) ?? true }
 
   /// The mapping must not be used any more.
   var isCut: Bool {
@@ -45,13 +45,13 @@ struct MappedTransfers: ~Copyable {
 
   /// Where a transfer is in the image.
   @inline(__always)
-  func place(_ operation: IOOperation) -> UnsafeMutableRawPointer {
+  func address(of operation: IOOperation, _: Void = ()) -> UnsafeMutableRawPointer {
     unsafe base + Int(truncatingIfNeeded: operation.offset)
   }
 
   /// Transfers. - Returns: bytes, or a negative errno.
   @inline(__always)
-  mutating func perform(_ operation: IOOperation) -> Int32 {
+  mutating func perform(_ operation: IOOperation, _: Void = ()) -> Int32 {
     // The order matters: an operation beyond the mapping is only possible if `isCut` is set.
     guard !isCut, isData(operation) else { return performWithoutData(operation) }
     return copy(operation)
@@ -60,9 +60,9 @@ struct MappedTransfers: ~Copyable {
   @inline(__always)
   private mutating func copy(_ operation: IOOperation) -> Int32 {
     if operation.kind == .read {
-      unsafe CopyKernel.read(operation, from: place(operation))
+      unsafe CopyKernel.read(operation, from: address(of: operation))
     } else {
-      unsafe CopyKernel.write(operation, to: place(operation), streamedFrom: streamedFrom)
+      unsafe CopyKernel.write(operation, to: address(of: operation), streamedFrom: streamedFrom)
     }
     return result(of: operation)
   }

@@ -12,8 +12,6 @@ struct ReclaimedPages {
   private var seen = (faults: clinux_thread_major_faults(), time: Clock.now)
   /// Copies that had been made then, or when the clock was last read.
   private var seenCopies = 0
-  /// Copies, as far as they are counted here.
-  private var copies = 0
   /// System calls made.
   private(set) var calls: UInt64 = 0
 
@@ -21,13 +19,6 @@ struct ReclaimedPages {
   @inline(__always)
   mutating func areNoticed(copies: Int) -> Bool {
     copies &- seenCopies >= Self.patience.copies && count(copies)
-  }
-
-  /// The same after one more copy.
-  @inline(__always)
-  mutating func areNoticed() -> Bool {
-    copies &+= 1
-    return areNoticed(copies: copies)
   }
 
   @inline(never)

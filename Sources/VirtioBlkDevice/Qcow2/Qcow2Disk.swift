@@ -52,21 +52,24 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// Pages of the page cache have been reclaimed: what is known about the mappings is forgotten.
   func forgetPages() { for mapping in mappings { mapping?.forgetPages() } }
 
-  /// Executes a transfer by copying from or to a mapping, without a system call.
+  /// Where the data of a transfer is mapped, if it can be copied from or to there: at once, or in a moment.
   ///
-  /// - Returns: whether that could be done. If not, nothing has been done that `perform` does not repeat.
-  func copy(_ operation: IOOperation) -> Bool {
-    guard operation.kind.isTransfer, !operation.isDurable else { return false }
+  /// Nothing is moved or freed while the image is open: whatever changes until the copy is made, the place remains that of this
+  /// data. If it becomes a hole meanwhile, the copy fills it.
+  func place(of operation: IOOperation) -> MappedPlace? {
+    guard operation.kind.isTransfer, !operation.isDurable else { return nil }
     let isWrite = operation.kind == .write
-    guard !isWrite || writer != nil && !layers[0].contradictsItself else { return false }
+    guard !isWrite || writer != nil && !layers[0].contradictsItself else { return nil }
     let (index, piece) = find(operation.offset, limit: operation.length, mayWait: false)
-    // Data that is shared with a backing file or a snapshot is not written in place. Nothing is moved or freed while the image
-    // is open, so whatever changes meanwhile, the place remains that of this data.
+    // Data that is shared with a backing file or a snapshot is not written in place.
     guard case .data(let place) = piece.kind, piece.count == operation.length, !isWrite || index == 0 && piece.isOwn,
       let mapping = mappings[index]
-    else { return false }
-    return mapping.copy(operation, at: place)
+    else { return nil }
+    return mapping.place(of: operation, at: place)
   }
+
+  /// A mapping was lost. Until then, faults are those of others.
+  var hasLostMapping: Bool { mappings.contains { $0?.isLost ?? false } }
 
   /// Performs an operation, waiting for the medium if necessary.
   func perform(_ operation: IOOperation) -> Int32 { performAtOnce(operation, mayWait: true) ?? -EIO }

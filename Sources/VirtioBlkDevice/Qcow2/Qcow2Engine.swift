@@ -21,7 +21,9 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   /// Everything is done on the queue's thread, however long it takes.
   private let mayWait: Bool
   /// Data in memory is copied, without a system call.
-  private let copies: Bool
+  private let isCopying: Bool
+  private var image: Qcow2Copies
+  private var copies = CopyQueue<Qcow2Copies>()
   /// In the page cache, pages may be reclaimed.
   private var reclaimed: ReclaimedPages?
   /// Each is made on first use.
@@ -34,7 +36,8 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   init(_ disk: Qcow2Disk, _ kind: EngineKind, mailbox: Int32) throws(Errno) {
     waiter = try BoardWaiter(mailbox: mailbox)
     self.disk = disk
-    copies = kind == .mapped || kind == .cached
+    isCopying = kind == .mapped || kind == .cached
+    image = Qcow2Copies(disk)
     reclaimed = kind == .cached ? ReclaimedPages() : nil
     mayWait = kind == .mapped || kind == .sync || disk.isInMemory
   }
@@ -45,9 +48,9 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   }
 
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    if copies, disk.copy(operation) {
-      if reclaimed?.areNoticed() ?? false { disk.forgetPages() }
-      return .finished(Int32(truncatingIfNeeded: operation.length))
+    if isCopying, let place = disk.place(of: operation) {
+      copies.add(operation, place, tag: tag, image)
+      return .pending
     }
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
@@ -70,13 +73,23 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     return storing
   }
 
+  /// Whether there is a completion that needs no sleep.
+  var hasFinished: Bool {
+    @inline(__always) get { !copies.isEmpty }
+  }
+
+  mutating func nextEvent() -> EngineEvent? {
+    if let done = copies.nextCompletion(&image) { return done }
+    if reclaimed?.areNoticed(copies: copies.added) ?? false { disk.forgetPages() }
+    return waiter.nextEvent()
+  }
+
   mutating func submit() {}
-  mutating func wait(nanoseconds: Int64?) { waiter.wait(nanoseconds: nanoseconds) }
+  mutating func wait(nanoseconds: Int64?) { if copies.isEmpty { waiter.wait(nanoseconds: nanoseconds) } }
   mutating func poll() { waiter.poll() }
-  mutating func nextEvent() -> EngineEvent? { waiter.nextEvent() }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }
   var systemCalls: UInt64 {
-    calls &+ (pool?.calls ?? 0) &+ (storing?.calls ?? 0) &+ (reclaimed?.calls ?? 0) &+ waiter.systemCalls
+    calls &+ (pool?.calls ?? 0) &+ (storing?.calls ?? 0) &+ (reclaimed?.calls ?? 0) &+ image.calls &+ waiter.systemCalls
   }
 }

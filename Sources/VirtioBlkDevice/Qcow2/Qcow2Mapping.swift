@@ -19,7 +19,6 @@ final class Qcow2Mapping: @unchecked Sendable {
   private let count: UInt64
   private let view: PopulatedWindows.View
   private let faults: SharedCell<UInt64>?
-  private let streamedFrom: Int
   /// In the page cache of a medium, where pages may have to be waited for: it is only read from.
   private let isCache: Bool
   /// The part of the process's budget of address space that one file may take.
@@ -58,30 +57,23 @@ final class Qcow2Mapping: @unchecked Sendable {
     count = UInt64(room)
     view = windows.view
     faults = mapping.faultCount
-    streamedFrom = CopyKernel.streamedFrom(imageSize: end)
     length = Atomic(end)
   }
 
-  /// Executes a transfer, if everything that it touches is data.
+  /// Where the data of a transfer is, if all of it can be copied.
   ///
   /// - Parameter place: in the file, bytes.
-  /// - Returns: whether it was executed. If not, some of it may have been: a system call has to repeat all of it, which also
-  ///   returns the exact error.
   @inline(__always)
-  func copy(_ operation: IOOperation, at place: UInt64) -> Bool {
-    guard operation.kind == .read || !isCache, place < count, operation.length <= count &- place,
-      faults?.loadRelaxed() ?? 0 == 0,
+  func place(of operation: IOOperation, at place: UInt64) -> MappedPlace? {
+    guard operation.kind == .read || !isCache, place < count, operation.length <= count &- place, !isLost,
       view.isData(place, operation.length) || comesToBeData(place, operation.length)
-    else { return false }
-    let start = unsafe base + Int(truncatingIfNeeded: place)
-    if operation.kind == .read {
-      unsafe CopyKernel.read(operation, from: start)
-    } else {
-      unsafe CopyKernel.write(operation, to: start, streamedFrom: streamedFrom)
-    }
-    // Before the answer is published, the bytes are visible.
-    clinux_streamed()
-    return faults?.loadAfterLoads() ?? 0 == 0
+    else { return nil }
+    return unsafe MappedPlace(address: base + Int(truncatingIfNeeded: place))
+  }
+
+  /// The file was truncated, or the memory under it ran out: nothing may be copied any more.
+  var isLost: Bool {
+    @inline(__always) get { faults?.loadRelaxed() ?? 0 != 0 }
   }
 
   /// Whether parts that are not known, or known to lack pages, can be copied after all.
