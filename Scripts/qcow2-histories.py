@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Random histories of qcow2 images: QEMU makes them, and QEMU and vmm-blk have to read the same and to judge the same.
 
-  Scripts/qcow2-histories.py [--write [--turns=N] [--long] | --tools] [HISTORIES [SEED]]
+  Scripts/qcow2-histories.py [--write [--turns=N] [--long] | --tools] [--folder=FOLDER] [HISTORIES [SEED]]
 
-There are 100 by default. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
+There are 100 by default, with the images in /dev/shm or in a folder on another file system. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
 
 With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
 both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, four turns or as
@@ -43,6 +43,7 @@ SIZES = [1 << 20, 1000448, 4 << 20, 3 << 20, 2097152 + 512]
 # For --long: the disks, the longest request in sectors, and how many of the requests may be longer than 150 KiB.
 LONG_SIZES, LONGEST, LONG_SHARE = [12 << 20, 24 << 20, 40 << 20, (16 << 20) + 512], 24576, 0.33
 IS_LONG = "--long" in sys.argv
+FOLDER = next((word[9:] for word in sys.argv if word.startswith("--folder=")), "/dev/shm")
 LARGEST = ["--largest=4M", "--iodepth=2"] if IS_LONG else []
 if IS_LONG:
     SIZES = LONG_SIZES
@@ -460,7 +461,7 @@ def main():
         return turns(count, seed, tools, "8 changes each, the same disks and snapshots after each", "commands")
     found = 0
     for number in range(count):
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
+        with tempfile.TemporaryDirectory(dir=FOLDER, prefix="vmm-blk-qcow2-") as folder:
             try:
                 found += one(random.Random(seed * 1000003 + number), folder)
             except SystemExit as failure:
@@ -471,7 +472,7 @@ def main():
 def turns(count, seed, body, words, what):
     killed, begun = 0, time.monotonic()
     for number in range(count):
-        with tempfile.TemporaryDirectory(dir="/dev/shm", prefix="vmm-blk-qcow2-") as folder:
+        with tempfile.TemporaryDirectory(dir=FOLDER, prefix="vmm-blk-qcow2-") as folder:
             try:
                 killed += body(random.Random(seed * 1000003 + number), folder)
             except SystemExit as failure:
