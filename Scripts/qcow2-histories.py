@@ -3,7 +3,8 @@
 
   Scripts/qcow2-histories.py [--write [--turns=N] [--long] | --tools] [--folder=FOLDER] [HISTORIES [SEED]]
 
-There are 100 by default, with the images in /dev/shm or in a folder on another file system. It needs qemu-utils and a built vmm-blk, which VMM_BLK names, or the one in .build/release.
+There are 100 by default, with the images in /dev/shm or in a folder on another file system. It needs qemu-utils and a built vmm-blk,
+which VMM_BLK names, or the one in .build/release.
 
 With --write, each history makes two copies of an image, mostly of an overlay, and sends the same random writes, zeroes and discards to
 both: to one by qemu-io, to the other by 'vmm-blk serve' and 'vmm-blk guest', then to each by the other program, and so on, four turns or as

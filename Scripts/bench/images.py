@@ -30,9 +30,9 @@ class Subject:
     result as a line of JSON.
     """
 
-    def __init__(self, ident, title, family, command=None, fio=None, loop=None, jobs=None, environment=None):
+    def __init__(self, ident, title, family, command=None, fio=None, loop=None, jobs=None):
         self.id, self.title, self.family, self.command, self.fio, self.loop = ident, title, family, command, fio, loop
-        self.jobs, self.environment = jobs, environment or {}
+        self.jobs = jobs
 
 
 class Image:

@@ -73,7 +73,7 @@ def fio(subject, image, job, options):
         ["taskset", "-c", str(options.backend_cpu), "fio", "--name=j", *subject.fio(job), f"--rw={rw}", f"--bs={block}",
          f"--iodepth={depth}", "--time_based", f"--runtime={int(runtime * 1000)}ms", f"--ramp_time={int(ramp * 1000)}ms", "--thread",
          "--output-format=json"],
-        capture_output=True, text=True, check=False, env={**os.environ, **subject.environment})
+        capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip() or done.stdout.strip())
     found = json.loads(done.stdout[done.stdout.index("{"):])["jobs"][0]

@@ -188,7 +188,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
   case notForClusters(EngineKind, uri: String)
   /// The engine is for images of Ceph clusters, and the image is not one.
   case notInCluster(path: String)
-  /// The image is a qcow2 image, and the engine is for raw disks.
+  /// The image is a qcow2 image, which the engine does not serve.
   case notForChains(EngineKind, path: String)
   /// The NBD server accepts only one connection that writes, and several threads were requested.
   case oneConnection(uri: String, threads: Int)
@@ -224,7 +224,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):
-      "\(printable(path)) is a qcow2 image, and the engine \(kind.rawValue) is for raw disks: leave --engine out, "
+      "\(printable(path)) is a qcow2 image, which the engine \(kind.rawValue) does not serve here: leave --engine out, "
         + "or use cached, threads or sync"
     case .notForClusters(let kind, let uri):
       "\(printable(uri)) is an image of a Ceph cluster, and the engine \(kind.rawValue) is for other images: leave --engine out"
