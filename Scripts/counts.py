@@ -16,6 +16,7 @@ device works may be suppressed, and a worker that polls before it sleeps may nee
 """
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ SHAPES = {
     ],
     "mapped": ["read", "read,packed", "write", "read,segments=4,ring=512", "read,recorded", "write,recorded", "read,logged", "write,logged",
                "read,metered", "write,metered", "read,in-order", "write,in-order"],
+    "mapped,qcow2": ["read", "write", "read,segments=4,ring=512", "read,metered"],
     "cached,epoll": ["read", "read,segments=4,ring=512", "read,metered", "read,in-order"],
     "sync,cached": ["read", "write", "read,segments=4,ring=512", "read,metered"],
     "uring,epoll": ["read", "read,segments=4,ring=512", "read,logged", "read,metered", "read,in-order"],
@@ -105,15 +107,16 @@ def batch_size(shape):
 
 
 def title(shape, engine):
-    return f"{' '.join(shape.replace('=', ' ').split(','))} {engine.split(',')[0]}"
+    kind, _, way = engine.partition(",")
+    return f"{' '.join(shape.replace('=', ' ').split(','))} {way if way == 'qcow2' else kind}"
 
 
-def instructions(image):
-    """Instructions and copies per request, and what must not happen."""
+def instructions(images):
+    """Instructions and copies per request, and what must not happen. - images: called with an engine."""
     counts, forbidden = {}, {}
     for engine, shapes in SHAPES.items():
         parts, lines = callgrind.count(
-            [PROGRAM, engine, image, *scenarios(shapes)], "*QueueWorker*4turn*", "*endOfPart*")
+            [PROGRAM, engine, images(engine), *scenarios(shapes)], "*QueueWorker*4turn*", "*endOfPart*")
         # Each run has two parts, of which the first is the preparation.
         for shape, part, line in zip(shapes, parts[1::2], map(counters, lines), strict=True):
             requests = BATCHES * batch_size(shape)
@@ -176,6 +179,19 @@ def number(value):
     return f"{value:.4f}".rstrip("0").rstrip(".") if value < 10 else f"{value:.1f}".removesuffix(".0")
 
 
+def write_qcow2(path, data):
+    """A qcow2 image of which every cluster is allocated, one after the other."""
+    size, copied = 1 << 16, 1 << 63
+    # The header, the refcount table, its block, the L1 table, the L2 table, then the data.
+    count = len(data) // size
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQQQQII", b"QFI\xfb", 3, 0, 0, 16, len(data), 0, 1, 3 * size, size, 1, 0, 0, 0, 0, 0, 4, 104)
+    tables = [header, struct.pack(">Q", 2 * size), struct.pack(">H", 1) * (5 + count), struct.pack(">Q", copied | 4 * size),
+              struct.pack(f">{count}Q", *(copied | (5 + index) * size for index in range(count)))]
+    with open(path, "wb") as file:
+        file.write(b"".join(table.ljust(size, b"\0") for table in tables) + data)
+
+
 class Verdicts:
     def __init__(self, shows_all):
         self.shows_all, self.passed, self.failed = shows_all, 0, 0
@@ -213,11 +229,15 @@ def main():
     if not options <= {"--update", "--all"}:
         sys.exit(__doc__)
     # Not in memory: io_uring cannot read a file on tmpfs without a kernel thread.
-    with tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder:
+    with (tempfile.TemporaryDirectory(dir=os.environ.get("TMPDIR", "/var/tmp")) as folder,
+          tempfile.TemporaryDirectory(dir="/dev/shm") as memory):
         image = os.path.join(folder, "disk.img")
         with open(image, "wb") as file:
             file.write(os.urandom(16 << 20))
-        counts, forbidden = instructions(image)
+        # In memory, because only there writes to a qcow2 image are copies.
+        qcow2 = os.path.join(memory, "disk.qcow2")
+        write_qcow2(qcow2, os.urandom(16 << 20))
+        counts, forbidden = instructions(lambda engine: qcow2 if engine.endswith(",qcow2") else image)
         calls, differences = system_calls(image)
         counts |= calls | notifications(image)
     # Rounded as in the table, so that rounding is not a change.

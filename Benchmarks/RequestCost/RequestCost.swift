@@ -1,10 +1,10 @@
 /// Requests through a device in this process, to count what one of them costs: instructions under callgrind, allocations,
 /// system calls, kicks and calls. It measures no time.
 ///
-///     request-cost <engine>[,cached|,epoll] <image> <scenario>...
+///     request-cost <engine>[,cached|,epoll|,qcow2] <image> <scenario>...
 ///
 /// `cached` uses the page cache, where io_uring finishes everything during the submission. `epoll` does so, too, and sleeps in
-/// epoll: valgrind cannot let other threads run while one sleeps in a ring.
+/// epoll: valgrind cannot let other threads run while one sleeps in a ring. With `qcow2` the image is one, and not a raw file.
 ///
 /// The image has to hold 1 MiB; the null engine only opens it. Each scenario (see `Scenario`) has its own device and thread,
 /// and a line of counters, from the moment when the thread sleeps after the first batch to the moment when it sleeps after the
@@ -24,11 +24,12 @@ struct RequestCost {
     let scenarios = arguments.dropFirst(2).map { (text: $0, scenario: Scenario($0)) }
     guard let engine = arguments.first, let kind = EngineKind(rawValue: String(engine.prefix { $0 != "," })),
       let path = arguments.dropFirst().first, !scenarios.isEmpty
-    else { end("usage: request-cost <engine>[,cached|,epoll] <image> <scenario>...") }
+    else { end("usage: request-cost <engine>[,cached|,epoll|,qcow2] <image> <scenario>...") }
     for (text, scenario) in scenarios where scenario == nil { end("request-cost: '\(text)' is not a scenario") }
 
-    let image = try ImageFile(
-      ImageOptions(path: path, direct: engine.contains(",") ? .off : .auto, isLocked: false))
+    var imageOptions = ImageOptions(path: path, direct: engine.contains(",") ? .off : .auto, isLocked: false)
+    if engine.hasSuffix(",qcow2") { imageOptions.qcow2 = Qcow2Location(path: path) }
+    let image = try ImageFile(imageOptions)
     for case (_, let scenario?) in scenarios {
       var options = BlockDeviceOptions()
       options.engine = kind

@@ -27,8 +27,8 @@ import VirtioCore
         var operation = unsafe IOOperation(kind: value == nil ? .read : .write)
         (operation.offset, operation.length, operation.segmentCount) = (UInt64(offset), UInt64(count), 1)
         unsafe operation.segments = segment
-        guard let place = disk.place(of: operation) else { return false }
         var copies = Qcow2Copies(disk)
+        guard let place = copies.place(of: operation) else { return false }
         return copies.perform(operation, place) == Int32(count)
       }
     }

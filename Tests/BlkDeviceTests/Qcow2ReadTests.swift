@@ -169,6 +169,7 @@ import VirtioCore
     #expect(image.size == UInt64(content.count), sourceLocation: place)
     let disk = try #require(image.chain)
     #expect(firstDifference(try disk.bytes(at: 0, count: content.count), content) == nil, "\(words)", sourceLocation: place)
+    var glances = 0
     for _ in 0..<50 {
       let start = Int.random(in: 0..<content.count, using: &chance)
       let count = Int.random(in: 1...min(200_000, content.count - start), using: &chance)
@@ -176,6 +177,25 @@ import VirtioCore
       try #require(
         firstDifference(bytes, Array(content[start..<start + count])) == nil, "\(words) \(count) at \(start)",
         sourceLocation: place)
+      let (offset, length) = (UInt64(start), UInt64(count % 5000 + 1))
+      for layer in disk.layers {
+        guard let isRight = layer.map.glanceIsRight(at: offset, length) else { continue }
+        glances += 1
+        #expect(isRight, "\(words) \(length) at \(offset)", sourceLocation: place)
+      }
+    }
+    #expect(glances > 0, sourceLocation: place)
+  }
+}
+
+extension Qcow2Map {
+  /// Whether a glance says what a look says; `nil`: it says nothing.
+  fileprivate func glanceIsRight(at offset: UInt64, _ length: UInt64) -> Bool? {
+    let piece = lookOnce(at: offset, limit: length)
+    return switch glance(at: offset, length) {
+    case .unclear: nil
+    case .absent: piece.kind == .absent && piece.count == length
+    case .data(let place, let isOwn): piece.kind == .data(place) && piece.count == length && piece.isOwn == isOwn
     }
   }
 }

@@ -80,11 +80,18 @@ struct ImageFolder {
   }
 }
 
+extension Qcow2Copies {
+  /// Where the data of a transfer is mapped, if it can be copied.
+  func place(of operation: IOOperation) -> MappedPlace? {
+    place(of: find(operation.kind, isDurable: operation.isDurable, operation.offset, operation.length), operation.length)
+  }
+}
+
 extension Qcow2Disk {
   /// Executes an operation as the engine does. - Returns: bytes, 0, or a negative errno.
   func serve(_ operation: IOOperation) -> Int32 {
-    guard let place = place(of: operation) else { return perform(operation) }
     var copies = Qcow2Copies(self)
+    guard operation.kind.isTransfer, let place = copies.place(of: operation) else { return perform(operation) }
     return copies.perform(operation, place)
   }
 

@@ -154,4 +154,20 @@ import Testing
     #expect(try entries.level2(1 << 62 | 3 << 54 | 0x50201, bitmap: 0) == .compressed(offset: 0x50201, count: 4 * 512 - 1))
     #expect(try entries.level2(1 << 62 | 0x50000, bitmap: 0) == .compressed(offset: 0x50000, count: 512))
   }
+
+  /// Of plain entries, and of nothing else.
+  @Test func aPlainEntryIsTakenApartAsAnyOther() throws {
+    let entries = Qcow2Entries(try Qcow2Header(try Sample().source))
+    var (answers, random) = (0, SystemRandomNumberGenerator())
+    for _ in 0..<100_000 {
+      // A few bits of any kind.
+      var entry: UInt64 = 0
+      for _ in 0..<Int.random(in: 0...4, using: &random) { entry |= 1 << UInt64.random(in: 0..<64, using: &random) }
+      guard let (place, isOwn) = entries.plainCluster(entry) else { continue }
+      answers += 1
+      #expect(try entries.level2(entry, bitmap: 0) == (place == 0 ? .unallocated : .data(offset: place)), "\(entry)")
+      #expect(isOwn == (entry >> 63 == 1), "\(entry)")
+    }
+    #expect(answers > 5000, "\(answers)")
+  }
 }

@@ -27,6 +27,11 @@ struct BoardWaiter: ~Copyable {
   mutating func nextEvent() -> EngineEvent? {
     if finished.isEmpty { board.take(into: &finished) }
     if let done = finished.popLast() { return .completion(tag: done.tag, result: done.result) }
+    return nextKick()
+  }
+
+  /// The same if no results are due, without asking for them.
+  mutating func nextKick() -> EngineEvent? {
     while let wake = waiter.nextWake() {
       switch wake {
       case .completions: continue

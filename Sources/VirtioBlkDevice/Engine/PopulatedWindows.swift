@@ -190,6 +190,12 @@ final class PopulatedWindows: @unchecked Sendable {
 }
 
 extension PopulatedWindows.View {
+  /// Brings what is known about an offset into the CPU's caches, without waiting for it.
+  @inline(__always)
+  func fetch(_ offset: UInt64) {
+    unsafe clinux_prefetch(words + Int(truncatingIfNeeded: (offset &+ skew) &>> PopulatedWindows.shift), 1)
+  }
+
   /// Whether a range, not empty and inside the image, is known to be data. If it is not, use `look`.
   @inline(__always)
   func isData(_ offset: UInt64, _ length: UInt64) -> Bool {

@@ -12,7 +12,7 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// Every file of the chain is in memory, so that no call blocks.
   let isInMemory: Bool
   /// The mappings of the images' data files, in the same order; `nil`: that file is not mapped.
-  private let mappings: [Qcow2Mapping?]
+  let mappings: [Qcow2Mapping?]
   /// The writer of the topmost image; `nil`: it is read-only.
   let writer: Qcow2Writer?
   /// Clusters may be shared with backing files or snapshots: a write that copies one waits for the medium.
@@ -52,20 +52,9 @@ final class Qcow2Disk: Sendable, MediumCalls {
   /// Pages of the page cache have been reclaimed: what is known about the mappings is forgotten.
   func forgetPages() { for mapping in mappings { mapping?.forgetPages() } }
 
-  /// Where the data of a transfer is mapped, if it can be copied from or to there: at once, or in a moment.
-  ///
-  /// Nothing is moved or freed while the image is open: whatever changes until the copy is made, the place remains that of this
-  /// data. If it becomes a hole meanwhile, the copy fills it.
-  func place(of operation: IOOperation) -> MappedPlace? {
-    guard operation.kind.isTransfer, !operation.isDurable else { return nil }
-    let isWrite = operation.kind == .write
-    guard !isWrite || writer != nil && !layers[0].contradictsItself else { return nil }
-    let (index, piece) = find(operation.offset, limit: operation.length, mayWait: false)
-    // Data that is shared with a backing file or a snapshot is not written in place.
-    guard case .data(let place) = piece.kind, piece.count == operation.length, !isWrite || index == 0 && piece.isOwn,
-      let mapping = mappings[index]
-    else { return nil }
-    return mapping.place(of: operation, at: place)
+  /// Whether parts of a mapping that are not known, or known to lack pages, can be copied after all.
+  func comesToBeData(_ index: Int, _ place: UInt64, _ length: UInt64) -> Bool {
+    mappings[index]?.comesToBeData(place, length) ?? false
   }
 
   /// A mapping was lost. Until then, faults are those of others.

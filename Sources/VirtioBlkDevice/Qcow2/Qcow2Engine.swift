@@ -8,6 +8,8 @@ internal import VirtioCore
 @safe
 struct Qcow2Engine: BlockEngine, ~Copyable {
   static let movesData = true
+  static let finishesInPlace = false
+  static let copies = true
   /// Reads report a truncated file by themselves, and writes go to clusters of the image.
   static let noticesCuts = true
   /// Discards are separate from zeroing: they must not allocate space.
@@ -23,6 +25,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   /// Data in memory is copied, without a system call.
   private let isCopying: Bool
   private var image: Qcow2Copies
+  private var lookups = Qcow2Lookups()
   private var copies = CopyQueue<Qcow2Copies>()
   /// In the page cache, pages may be reclaimed.
   private var reclaimed: ReclaimedPages?
@@ -30,6 +33,8 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   private var pool: CallPool<Qcow2Disk>?
   private var storing: CallPool<Qcow2Disk>?
   private var waiter: BoardWaiter
+  /// Operations that the threads have.
+  private var awaited = 0
   private var calls: UInt64 = 0
 
   /// - Parameter kind: `sync` and `mapped` do everything in the queue's thread.
@@ -47,17 +52,54 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     storing?.end()
   }
 
+  @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
-    if isCopying, let place = disk.place(of: operation) {
-      copies.add(operation, place, tag: tag, image)
-      return .pending
+    guard isCopying, operation.kind.isTransfer else { return startOther(operation, tag: tag) }
+    if lookups.isFull { lookUp() }
+    image.fetch(operation)
+    lookups.add(operation, tag: tag)
+    return .pending
+  }
+
+  /// Copies what is mapped, and does everything else.
+  private mutating func lookUp() {
+    lookups.find(in: image)
+    for index in 0..<lookups.count {
+      let transfer = unsafe lookups[index]
+      if let place = unsafe image.place(of: transfer.pointee.found, transfer.pointee.operation.length) {
+        unsafe copies.add(transfer.pointee.operation, place, tag: transfer.pointee.tag, image)
+      } else if case .finished(let result) = unsafe performOrHandOver(transfer.pointee) {
+        unsafe copies.add(transfer.pointee.operation, .done(result), tag: transfer.pointee.tag, image)
+      }
     }
+    lookups.removeAll()
+  }
+
+  @inline(never)
+  private mutating func performOrHandOver(_ transfer: Qcow2Lookups.Transfer) -> IOOutcome {
+    guard transfer.operation.kind == .read, transfer.found.isSomething else {
+      return startOther(transfer.operation, tag: transfer.tag)
+    }
+    if image.reads(transfer.operation, transfer.found, mayWait: mayWait) {
+      return .finished(Int32(truncatingIfNeeded: transfer.operation.length))
+    }
+    // What is not in the page cache is read by a thread, and an error is found again.
+    return mayWait ? startOther(transfer.operation, tag: transfer.tag) : handOver(transfer.operation, tag: transfer.tag)
+  }
+
+  @inline(never)
+  private mutating func startOther(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     calls &+= 1
     if let result = disk.performAtOnce(operation, mayWait: mayWait) { return .finished(result) }
+    return handOver(operation, tag: tag)
+  }
+
+  private mutating func handOver(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     let pool = disk.onlyStores(operation) ? storingPool() : waitingPool()
     // If no thread can be made, the operation is executed here.
     guard let pool else { return .finished(disk.perform(operation)) }
     pool.add(operation, tag: tag)
+    awaited &+= 1
     return .pending
   }
 
@@ -75,17 +117,26 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
 
   /// Whether there is a completion that needs no sleep.
   var hasFinished: Bool {
-    @inline(__always) get { !copies.isEmpty }
+    @inline(__always) get { !copies.isEmpty || !lookups.isEmpty }
   }
 
   mutating func nextEvent() -> EngineEvent? {
+    if !lookups.isEmpty { lookUp() }
     if let done = copies.nextCompletion(&image) { return done }
     if reclaimed?.areNoticed(copies: copies.added) ?? false { disk.forgetPages() }
-    return waiter.nextEvent()
+    guard awaited > 0 else { return waiter.nextKick() }
+    let event = waiter.nextEvent()
+    if case .completion = event { awaited &-= 1 }
+    return event
   }
 
-  mutating func submit() {}
-  mutating func wait(nanoseconds: Int64?) { if copies.isEmpty { waiter.wait(nanoseconds: nanoseconds) } }
+  mutating func submit() { if !lookups.isEmpty { lookUp() } }
+
+  mutating func wait(nanoseconds: Int64?) {
+    submit()
+    if copies.isEmpty { waiter.wait(nanoseconds: nanoseconds) }
+  }
+
   mutating func poll() { waiter.poll() }
   mutating func watch(_ kick: KickSource, lane: Int) throws(Errno) { try waiter.watch(kick, lane: lane) }
   mutating func unwatch(lane: Int) { waiter.unwatch(lane: lane) }

@@ -14,13 +14,8 @@ final class Qcow2Mapping: @unchecked Sendable {
   /// Which parts of the file are data: system calls that make holes or fill them report that here.
   let windows: PopulatedWindows
   private let file: OwnedDescriptor
-  // The parts that each copy needs.
-  private let base: UnsafeMutableRawPointer
-  private let count: UInt64
-  private let view: PopulatedWindows.View
-  private let faults: SharedCell<UInt64>?
-  /// In the page cache of a medium, where pages may have to be waited for: it is only read from.
-  private let isCache: Bool
+  /// What each copy needs; valid for as long as this object lives.
+  let view: View
   /// The part of the process's budget of address space that one file may take.
   private static let share: UInt64 = 16
   /// The length of the file when it was last asked for, bytes.
@@ -38,7 +33,7 @@ final class Qcow2Mapping: @unchecked Sendable {
     guard AddressSpace.shared.isAmple, unsafe fstat(file.rawValue, &info) == 0, info.st_mode & S_IFMT == S_IFREG,
       system.isOfPages || system.isLocal
     else { return nil }
-    isCache = !system.isOfPages
+    let isCache = !system.isOfPages
     // No more than that can be in memory: of a larger file, only the beginning is mapped. The same where address space is
     // scarce, because guests' memory needs it more.
     let memory = UInt64(max(sysconf(Int32(_SC_PHYS_PAGES)), 0)) &* UInt64(PageSize.bytes)
@@ -53,48 +48,58 @@ final class Qcow2Mapping: @unchecked Sendable {
     self.mapping = mapping
     self.windows = windows
     self.file = file
-    unsafe base = mapping.base
-    count = UInt64(room)
-    view = windows.view
-    faults = mapping.faultCount
+    unsafe view = View(
+      base: mapping.base, count: UInt64(room), windows: windows.view, faults: mapping.faultCount, isCache: isCache)
     length = Atomic(end)
   }
 
-  /// Where the data of a transfer is, if all of it can be copied.
-  ///
-  /// - Parameter place: in the file, bytes.
-  @inline(__always)
-  func place(of operation: IOOperation, at place: UInt64) -> MappedPlace? {
-    guard operation.kind == .read || !isCache, place < count, operation.length <= count &- place, !isLost,
-      view.isData(place, operation.length) || comesToBeData(place, operation.length)
-    else { return nil }
-    return unsafe MappedPlace(address: base + Int(truncatingIfNeeded: place))
-  }
-
   /// The file was truncated, or the memory under it ran out: nothing may be copied any more.
-  var isLost: Bool {
-    @inline(__always) get { faults?.loadRelaxed() ?? 0 != 0 }
-  }
+  var isLost: Bool { view.isLost }
 
   /// Whether parts that are not known, or known to lack pages, can be copied after all.
   @inline(never)
-  private func comesToBeData(_ place: UInt64, _ length: UInt64) -> Bool {
+  func comesToBeData(_ place: UInt64, _ length: UInt64) -> Bool {
     if windows.look(place, length) == .data { return true }
     // The system call that follows brings the pages in.
-    if isCache { windows.filled(place, length) }
+    if view.isCache { windows.filled(place, length) }
     return false
   }
 
   /// Pages have been reclaimed.
-  func forgetPages() { if isCache { windows.forgetAll() } }
+  func forgetPages() { if view.isCache { windows.forgetAll() } }
 
   /// Whether the file is still at least as long as before. Data copied past the end of a truncated file, but within its last
   /// page, is lost without a fault.
   func isWhole() -> Bool {
-    guard !isCache else { return true }
+    guard !view.isCache else { return true }
     var info = stat()
     guard unsafe fstat(file.rawValue, &info) == 0 else { return false }
     let now = UInt64(max(info.st_size, 0))
     return length.max(now, ordering: .relaxed).oldValue <= now
+  }
+
+  /// A mapping as a copy sees it: no object, so that no reference count changes.
+  @safe
+  struct View {
+    fileprivate let base: UnsafeMutableRawPointer
+    /// Bytes that are mapped.
+    fileprivate let count: UInt64
+    let windows: PopulatedWindows.View
+    fileprivate let faults: SharedCell<UInt64>?
+    /// In the page cache of a medium, where pages may have to be waited for: it is only read from.
+    fileprivate let isCache: Bool
+
+    /// Whether a transfer may be a copy, if its data is in memory. - Parameter place: in the file, bytes.
+    @inline(__always)
+    func has(_ kind: IOOperation.Kind, at place: UInt64, _ length: UInt64) -> Bool {
+      (kind == .read || !isCache) && place < count && length <= count &- place && !isLost
+    }
+
+    fileprivate var isLost: Bool {
+      @inline(__always) get { faults?.loadRelaxed() ?? 0 != 0 }
+    }
+
+    @inline(__always)
+    func address(of place: UInt64) -> UnsafeMutableRawPointer { unsafe base + Int(truncatingIfNeeded: place) }
   }
 }
