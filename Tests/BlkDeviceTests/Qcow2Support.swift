@@ -83,7 +83,10 @@ struct ImageFolder {
 extension Qcow2Copies {
   /// Where the data of a transfer is mapped, if it can be copied.
   func place(of operation: IOOperation) -> MappedPlace? {
-    place(of: find(operation.kind, isDurable: operation.isDurable, operation.offset, operation.length), operation.length)
+    let entry = unsafe fetch(operation.offset)
+    let found = unsafe find(
+      operation.kind, isDurable: operation.isDurable, operation.offset, operation.length, entry: entry)
+    return place(of: found, operation.length)
   }
 }
 

@@ -61,6 +61,14 @@ final class PopulatedWindows: @unchecked Sendable {
     fileprivate let skew: UInt64
   }
 
+  /// What is known about a range: the words of its windows.
+  @safe
+  struct Spot {
+    fileprivate let word: UnsafeMutablePointer<Atomic<UInt32>>
+    /// How many windows the range has after the first one.
+    fileprivate let more: Int
+  }
+
   /// Valid for as long as this object lives.
   var view: View { unsafe View(words: words, skew: skew) }
 
@@ -190,10 +198,13 @@ final class PopulatedWindows: @unchecked Sendable {
 }
 
 extension PopulatedWindows.View {
-  /// Brings what is known about an offset into the CPU's caches, without waiting for it.
+  /// Where it is known whether a range, not empty and inside the image, is data.
   @inline(__always)
-  func fetch(_ offset: UInt64) {
-    unsafe clinux_prefetch(words + Int(truncatingIfNeeded: (offset &+ skew) &>> PopulatedWindows.shift), 1)
+  func spot(_ offset: UInt64, _ length: UInt64) -> PopulatedWindows.Spot {
+    let first = (offset &+ skew) &>> PopulatedWindows.shift
+    let last = (offset &+ skew &+ length &- 1) &>> PopulatedWindows.shift
+    let more = Int(truncatingIfNeeded: last &- first)
+    return unsafe PopulatedWindows.Spot(word: words + Int(truncatingIfNeeded: first), more: more)
   }
 
   /// Whether a range, not empty and inside the image, is known to be data. If it is not, use `look`.
@@ -206,6 +217,25 @@ extension PopulatedWindows.View {
       guard word & PopulatedWindows.kindMask == PopulatedWindows.data else { return false }
       // Nearly always in the first round.
       if window == last { return true }
+      window &+= 1
+    }
+  }
+}
+
+extension PopulatedWindows.Spot {
+  /// Brings it into the CPU's caches, without waiting for that.
+  @inline(__always)
+  func fetch() { unsafe clinux_prefetch(word, 1) }
+
+  /// Whether the range is known to be data. If it is not, use `look`.
+  @inline(__always)
+  var isData: Bool {
+    var window = 0
+    while true {
+      let state = unsafe word[window].load(ordering: .relaxed) & PopulatedWindows.kindMask
+      guard state == PopulatedWindows.data else { return false }
+      // Nearly always in the first round.
+      if window == more { return true }
       window &+= 1
     }
   }

@@ -27,14 +27,18 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
     let descriptor: Int32
   }
 
-  /// What was found out about a transfer's data, if it is in one piece; perhaps it is not in memory.
+  /// What was found out about a transfer's data, if it is in one piece.
+  @safe
   struct Found {
-    fileprivate let image: Int
+    /// −1: it is not in one piece.
+    fileprivate var image = -1
     /// In the image's data file, bytes.
-    fileprivate let place: UInt64
-    fileprivate let isMapped: Bool
+    fileprivate var place: UInt64 = 0
+    /// Where it is mapped; `nil`: nowhere.
+    fileprivate var address: UnsafeMutableRawPointer?
+    /// What is known about the mapping there.
+    fileprivate var spot: PopulatedWindows.Spot?
 
-    static let nothing = Found(image: -1, place: 0, isMapped: false)
     var isSomething: Bool {
       @inline(__always) get { image >= 0 }
     }
@@ -72,55 +76,72 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
 
   // MARK: Lookup
 
-  /// Brings what `find` needs into the CPU's caches, without waiting for it.
+  /// Brings what `find` needs into the CPU's caches, without waiting for it. - Returns: where the entry of the topmost image is.
   @inline(__always)
-  func fetch(_ operation: IOOperation) {
-    for index in 0..<min(count, Self.fetched) { unsafe images[index].map.fetch(operation.offset) }
+  func fetch(_ offset: UInt64) -> UnsafeMutableRawPointer? {
+    let entry = unsafe images.pointee.map.entry(of: offset)
+    if let entry = unsafe entry { unsafe clinux_prefetch(entry, 1) }
+    if count > 1 { fetchLower(offset) }
+    return unsafe entry
+  }
+
+  private func fetchLower(_ offset: UInt64) {
+    for index in 1..<min(count, Self.fetched) {
+      if let entry = unsafe images[index].map.entry(of: offset) { unsafe clinux_prefetch(entry, 1) }
+    }
   }
 
   /// Where the data of a transfer is, if it is in one piece of a file, and may be written there.
   ///
   /// Nothing is moved or freed while the image is open: whatever changes until the copy is made, the place remains that of this
-  /// data. If it becomes a hole meanwhile, the copy fills it.
+  /// data. If it becomes a hole meanwhile, the copy fills it. If the entry was in the shared table of zeroes and has got a table
+  /// of its own since, what is found is what was there when the transfer was started.
+  ///
+  /// - Parameter entry: what `fetch` returned.
   @inline(__always)
-  func find(_ kind: IOOperation.Kind, isDurable: Bool, _ offset: UInt64, _ length: UInt64) -> Found {
-    guard unsafe kind == .read || isWritten && !isDurable && !images[0].map.contradictsItself else { return .nothing }
+  func find(
+    _ kind: IOOperation.Kind, isDurable: Bool, _ offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer?
+  ) -> Found {
+    guard unsafe kind == .read || isWritten && !isDurable && !images[0].map.contradictsItself else { return Found() }
+    var entry = unsafe entry
     for index in 0..<count {
       let image = unsafe images + index
-      switch unsafe image.pointee.map.glance(at: offset, length) {
+      if index > 0 { unsafe entry = image.pointee.map.entry(of: offset) }
+      switch unsafe image.pointee.map.glance(at: offset, length, entry: entry) {
       case .absent: continue
       case .data(let place, let isOwn): return found(index, kind, place, length, isOwn: isOwn)
       case .unclear:
         let piece = unsafe image.pointee.map.look(at: offset, limit: length)
-        guard let piece, piece.count == length else { return .nothing }
+        guard let piece, piece.count == length else { return Found() }
         switch piece.kind {
         case .absent: continue
         case .data(let place): return found(index, kind, place, length, isOwn: piece.isOwn)
-        case .zero, .compressed, .notLoaded, .failed: return .nothing
+        case .zero, .compressed, .notLoaded, .failed: return Found()
         }
       }
     }
-    return .nothing
+    return Found()
   }
 
   @inline(__always)
   private func found(_ index: Int, _ kind: IOOperation.Kind, _ place: UInt64, _ length: UInt64, isOwn: Bool) -> Found {
     // Data that is shared with a backing file or a snapshot is not written in place.
-    guard kind == .read || index == 0 && isOwn else { return .nothing }
-    guard let mapping = unsafe images[index].mapping, mapping.has(kind, at: place, length) else {
-      return Found(image: index, place: place, isMapped: false)
-    }
-    mapping.windows.fetch(place)
-    return Found(image: index, place: place, isMapped: true)
+    guard kind == .read || index == 0 && isOwn else { return Found() }
+    var found = unsafe Found(image: index, place: place)
+    guard let mapping = unsafe images[index].mapping, mapping.has(kind, at: place, length) else { return found }
+    let spot = mapping.windows.spot(place, length)
+    spot.fetch()
+    unsafe (found.address, found.spot) = (mapping.address(of: place), spot)
+    return found
   }
 
   /// Where it is mapped, if all of it can be copied: at once, or in a moment.
   @inline(__always)
   func place(of found: Found, _ length: UInt64) -> MappedPlace? {
-    guard found.isMapped, let mapping = unsafe images[found.image].mapping,
-      mapping.windows.isData(found.place, length) || disk.comesToBeData(found.image, found.place, length)
+    guard let address = unsafe found.address, let spot = found.spot,
+      spot.isData || disk.comesToBeData(found.image, found.place, length)
     else { return nil }
-    return unsafe MappedPlace(address: mapping.address(of: found.place), result: 0)
+    return unsafe MappedPlace(address: address, result: 0)
   }
 
   /// Reads data with one system call.

@@ -56,8 +56,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     guard isCopying, operation.kind.isTransfer else { return startOther(operation, tag: tag) }
     if lookups.isFull { lookUp() }
-    image.fetch(operation)
-    lookups.add(operation, tag: tag)
+    unsafe lookups.add(operation, tag: tag, entry: image.fetch(operation.offset))
     return .pending
   }
 

@@ -8,10 +8,13 @@ struct Qcow2Lookups: ~Copyable {
   /// About as many cache lines as a core requests at once.
   static let most = 16
 
+  @safe
   struct Transfer {
     var operation: IOOperation
     var tag: UInt32
-    var found = Qcow2Copies.Found.nothing
+    /// What `Qcow2Copies.fetch` returned.
+    var entry: UnsafeMutableRawPointer?
+    var found = Qcow2Copies.Found()
   }
 
   private let transfers = UnsafeMutablePointer<Transfer>.allocate(capacity: Self.most)
@@ -31,11 +34,12 @@ struct Qcow2Lookups: ~Copyable {
 
   /// - Precondition: it is not full.
   @inline(__always)
-  mutating func add(_ operation: IOOperation, tag: UInt32) {
+  mutating func add(_ operation: IOOperation, tag: UInt32, entry: UnsafeMutableRawPointer?) {
     precondition(!isFull)
     let transfer = unsafe transfers + count
     unsafe operation.store(in: transfer.pointer(to: \.operation).unsafelyUnwrapped)
     unsafe transfer.pointee.tag = tag
+    unsafe transfer.pointee.entry = entry
     count &+= 1
   }
 
@@ -46,7 +50,7 @@ struct Qcow2Lookups: ~Copyable {
       let transfer = unsafe transfers + index
       unsafe transfer.pointee.found = unsafe images.find(
         transfer.pointee.operation.kind, isDurable: transfer.pointee.operation.isDurable, transfer.pointee.operation.offset,
-        transfer.pointee.operation.length)
+        transfer.pointee.operation.length, entry: transfer.pointee.entry)
     }
   }
 

@@ -45,8 +45,26 @@ struct Qcow2Map {
   let isWritten: Bool
   /// The number of L2 tables that it can have.
   let count: Int
+  private let shifts: Shifts
   /// The words at the beginning, the addresses of the tables, and their offsets in the file.
   private let words: UnsafeMutableRawPointer?
+
+  /// What `geometry` says, ready for a lookup.
+  private struct Shifts {
+    let cluster: UInt64
+    let clusterMask: UInt64
+    let span: UInt64
+    let spanMask: UInt64
+    let entry: UInt64
+
+    init(_ geometry: Qcow2Geometry) {
+      cluster = UInt64(geometry.clusterBits)
+      clusterMask = geometry.clusterSize - 1
+      span = UInt64(geometry.level2Span.trailingZeroBitCount)
+      spanMask = geometry.level2Span - 1
+      entry = UInt64(geometry.entryBytes.trailingZeroBitCount)
+    }
+  }
 
   /// Bytes of the words at the beginning: a cache line, because they change while others are read.
   private static let head = 64
@@ -55,6 +73,7 @@ struct Qcow2Map {
   init(rawOf size: UInt64) {
     self.size = size
     geometry = Qcow2Geometry(clusterBits: 16, isExtended: false)
+    shifts = Shifts(geometry)
     (entries, isWritten, count) = (nil, false, 0)
     unsafe words = nil
   }
@@ -62,6 +81,7 @@ struct Qcow2Map {
   /// - Parameter memory: zeroed, of `bytes(for: count)`.
   init(_ memory: Mapping, size: UInt64, _ entries: Qcow2Entries, isWritten: Bool, count: Int) {
     (self.size, geometry, self.entries) = (size, entries.geometry, entries)
+    shifts = Shifts(entries.geometry)
     (self.isWritten, self.count) = (isWritten, count)
     unsafe words = memory.base
   }
@@ -102,27 +122,35 @@ struct Qcow2Map {
     case unclear
   }
 
+  /// Where the entry of an offset is; `nil`: in no table that has been read.
+  @inline(__always)
+  func entry(of offset: UInt64) -> UnsafeMutableRawPointer? {
+    guard offset < size, let table = unsafe table(Int(truncatingIfNeeded: offset &>> shifts.span)) else { return nil }
+    return unsafe table + Int(truncatingIfNeeded: ((offset & shifts.spanMask) &>> shifts.cluster) &<< shifts.entry)
+  }
+
   /// - Parameters:
   ///   - offset: bytes.
   ///   - length: bytes, at least 1.
+  ///   - entry: where the entry is, if that is known.
   @inline(__always)
-  func glance(at offset: UInt64, _ length: UInt64) -> Glance {
+  func glance(at offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer?) -> Glance {
     guard offset < size, length <= size &- offset else { return .unclear }
     guard let entries else { return .data(offset, isOwn: false) }
-    let inside = geometry.inCluster(offset)
-    guard length <= geometry.clusterSize &- inside else { return .unclear }
-    let index = geometry.level1Index(offset)
-    guard let table = unsafe table(index) else { return place(index) == 0 ? .absent : .unclear }
+    let inside = offset & shifts.clusterMask
+    guard length &- 1 <= shifts.clusterMask &- inside else { return .unclear }
+    guard let entry = unsafe entry else { return place(geometry.level1Index(offset)) == 0 ? .absent : .unclear }
     guard geometry.isExtended else {
       // A single word is never seen half changed.
-      let entry = unsafe UInt64(bigEndian: SharedCell<UInt64>(table + geometry.level2Index(offset) &* 8).loadRelaxed())
-      guard let (place, isOwn) = entries.plainCluster(entry) else { return .unclear }
+      let word = unsafe UInt64(bigEndian: SharedCell<UInt64>(entry).loadRelaxed())
+      guard let (place, isOwn) = entries.plainCluster(word) else { return .unclear }
       return place == 0 ? .absent : .data(place &+ inside, isOwn: isOwn)
     }
     // Acquire: the number is read before the words, and again after them.
     let before = isWritten ? number?.loadAcquire() ?? 1 : 0
-    let (entry, bitmap) = unsafe words(table, offset)
-    guard before & 1 == 0, !isWritten || number?.loadAfterLoads() == before, let (place, isOwn) = entries.plainCluster(entry)
+    let word = unsafe UInt64(bigEndian: SharedCell<UInt64>(entry).loadRelaxed())
+    let bitmap = unsafe UInt64(bigEndian: SharedCell<UInt64>(entry + 8).loadRelaxed())
+    guard before & 1 == 0, !isWritten || number?.loadAfterLoads() == before, let (place, isOwn) = entries.plainCluster(word)
     else { return .unclear }
     // Otherwise the entry contradicts itself.
     guard bitmap & bitmap &>> 32 == 0, place != 0 || UInt32(truncatingIfNeeded: bitmap) == 0 else { return .unclear }
@@ -157,13 +185,6 @@ struct Qcow2Map {
     }
     piece.count = inTable
     return piece
-  }
-
-  /// Brings the entry of an offset into the CPU's caches, without waiting for it.
-  @inline(__always)
-  func fetch(_ offset: UInt64) {
-    guard offset < size, let table = unsafe table(geometry.level1Index(offset)) else { return }
-    unsafe clinux_prefetch(table + geometry.level2Index(offset) * geometry.entryBytes, 1)
   }
 
   /// The contents at an offset according to a table, and how far into the cluster they extend.
