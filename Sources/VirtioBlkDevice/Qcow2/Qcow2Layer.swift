@@ -1,5 +1,4 @@
 /// One image of a chain: an open file, and the mapping of its disk.
-internal import CLinux
 internal import Glibc
 internal import Qcow2
 internal import Synchronization

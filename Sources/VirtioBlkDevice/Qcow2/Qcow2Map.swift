@@ -1,5 +1,4 @@
 /// The map of one image: which part of its file has which part of the disk, according to the tables that have been read.
-internal import CLinux
 internal import Qcow2
 internal import VirtioCore
 
