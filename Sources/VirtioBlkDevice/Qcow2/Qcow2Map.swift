@@ -128,10 +128,12 @@ struct Qcow2Map {
     return unsafe table + Int(truncatingIfNeeded: ((offset & shifts.spanMask) &>> shifts.cluster) &<< shifts.entry)
   }
 
+  /// The same as `look` for a range, in a few instructions, or no answer.
+  ///
   /// - Parameters:
   ///   - offset: bytes.
   ///   - length: bytes, at least 1.
-  ///   - entry: where the entry is, if that is known.
+  ///   - entry: where the entry was when `entry(of:)` was asked; `nil`: in no table that had been read.
   @inline(__always)
   func glance(at offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer?) -> Glance {
     guard offset < size, length <= size &- offset else { return .unclear }
@@ -246,7 +248,7 @@ struct Qcow2Map {
     @inline(__always) get { unsafe words.map { unsafe SharedCell($0 + 8) } }
   }
 
-  /// The address of a table, which is set once; 0: it has not been read.
+  /// The address of a table; 0: it has not been read. Once set it changes only from the shared table of zeroes to one of its own.
   @inline(__always)
   func address(_ index: Int) -> SharedCell<UInt64>? {
     guard index < count, let words = unsafe words else { return nil }
