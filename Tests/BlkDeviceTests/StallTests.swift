@@ -152,6 +152,72 @@ import VirtioCore
     #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
   }
 
+  /// The same while more requests than there are slots are being recovered. In order, nothing after the failed one can be
+  /// answered, so the stop does not wait until all have been popped again: they would need slots that never become free.
+  @Test(arguments: [(true, false), (false, false), (false, true), (true, true)], [false, true])
+  func aStopDuringTheRecoveryLeavesTheRestToTheNext(
+    _ kind: (isInOrder: Bool, isKnown: Bool), stallsFirst: Bool
+  ) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image(size: 1 << 20)
+    let requests = 1300
+    let record = try RecordFile(queues: 1, size: 4096)
+    let script = try Script([.result(-EIO)], completesLater: true)
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    options.onError = .stop
+    if kind.isKnown { options.requestedFeatures = .inOrder }
+    let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
+      script.serve($0, $1)
+    }
+    let hand = try HandQueue(
+      first, 0, SharedMemory(size: 16 << 20), size: 4096, features: BlockFeature.understood.union(.inOrder),
+      publishesInOrder: kind.isInOrder && !kind.isKnown)
+    for number in 0..<requests { try hand.submit(.write(sector: UInt64(number), pattern(512, seed: number))) }
+    hand.queue.publish()
+    record.interrupt((0..<requests).map { hand.queue.ring.ring.availableEntry(UInt16($0)).loadRelaxed() })
+    script.hold()
+    try hand.start(record: record.memory)
+    try waitUntil("every slot is taken") { script.held == LaneContext.slots }
+    if stallsFirst {
+      script.release()
+      try waitUntil("the queue stalls") { first.hasStalled }
+    }
+    #expect(hand.attended.stop(queue: 0))
+    script.release()
+    var position = QueuePosition()
+    try waitUntil("it has stopped") {
+      for case .stopped(0, let found) in hand.attended.takeEvents() {
+        position = found
+        return true
+      }
+      return false
+    }
+    if kind.isInOrder { #expect(hand.usedIndex == 0 && record.inFlight.count == requests) }
+    #expect(first.counters.failures == 0)
+    // Another device, whose medium works.
+    let second = try BlockDevice(
+      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: options)
+    var activation = hand.activation
+    activation.position = position
+    activation.inflight = record.memory
+    let attended = AttendedDevice(second)
+    try attended.startAndWait(activation)
+    var left = requests
+    try waitUntil("all are answered") {
+      while let outcome = try hand.queue.reap() {
+        #expect(outcome.status == .ok)
+        left -= 1
+      }
+      return left == 0
+    }
+    let end = UInt16(requests)
+    #expect(attended.stopAndWait(queue: 0) == QueuePosition(available: end, used: end))
+    #expect(record.inFlight.isEmpty)
+    let bytes = (0..<requests).flatMap { pattern(512, seed: $0) }
+    #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
+  }
+
   /// An invalid request is answered: its error is the driver's, not the medium's.
   @Test func mistakesOfTheDriverAreAnswered() throws {
     var options = RigOptions(size: 1 << 20)

@@ -2,8 +2,8 @@
 internal import VirtioCore
 
 extension Lane where Ring: ~Copyable {
-  /// Pops nothing more. Requests that a previous run left in flight are completed, too, unless they wait for a translation:
-  /// those stay in the record, for the next start of the queue.
+  /// Pops nothing more. Requests that a previous run left in flight are completed, too, unless they wait for a translation, or
+  /// in order behind one that failed: those stay in the record, for the next start of the queue.
   mutating func drain() {
     if !parked.isEmpty { giveUpParked() }
     if state == .recovering { stopsAfterRecovery = true } else { state = .draining }

@@ -110,6 +110,9 @@ extension Lane where Ring: ~Copyable {
   private mutating func leaveToSuccessor(_ index: Int) -> Bool {
     if isOrdered {
       parked.append(index)
+      // Nothing after it can be answered, so what has not been popped again stays in the record: it would need slots that never
+      // become free.
+      if state == .recovering { state = .draining }
       return true
     }
     guard Ring.isRecorded else { return false }
