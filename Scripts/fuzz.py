@@ -35,7 +35,7 @@ RUNS, SLOW_RUNS, SLOW = 8000, 800, {"qcow2"}
 # the other word makes libFuzzer's main the program's.
 BUILD = [
     "swift", "build", "--scratch-path", os.path.join(ROOT, ".build-fuzz"), "-c", "release", "--sanitize=fuzzer",
-    "-Xswiftc", "-sanitize=fuzzer,address", "-Xswiftc", "-enable-testing", "--product", "fuzz",
+    "-Xswiftc", "-sanitize=fuzzer,address", "-Xswiftc", "-enable-testing", "-Xswiftc", "-DFUZZED", "--product", "fuzz",
 ]
 
 

@@ -67,6 +67,10 @@ struct HostOrder: Sendable {
   /// - Throws: if its engine cannot run on a shared thread, or cannot be made.
   func makeWorker(_ seat: WorkerSeat) throws(Errno) -> HostedWorker {
     let mailbox = configuration.mailbox.descriptor
+    #if FUZZED
+    // See `serve`.
+    return try makeWorker(seat, LayeredEngine(plan.makeObject(isSlow: false, mailbox: mailbox)))
+    #else
     let descriptor = plan.image.descriptor
     switch plan.kind {
     case .mapped:
@@ -77,6 +81,7 @@ struct HostOrder: Sendable {
     case .sync: return try makeWorker(seat, SyncEngine(descriptor: descriptor, mailbox: mailbox, seat: seat))
     case .auto, .uring, .cached, .aio, .threads, .nbd, .rbd: throw .notSupported
     }
+    #endif
   }
 
   @inline(__always)

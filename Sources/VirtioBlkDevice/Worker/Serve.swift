@@ -29,7 +29,6 @@ struct EnginePlan: Sendable {
 /// replaced by the plain one.
 func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
   let mailbox = configuration.mailbox.descriptor
-  let descriptor = plan.image.descriptor
   // The page cache is as fast as memory.
   let isSlow = plan.image.isDirect && !plan.image.isInMemory
   do throws(Errno) {
@@ -37,9 +36,14 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       let engine = try plan.makeObject(isSlow: isSlow, mailbox: mailbox)
       return try work(configuration, top: plan.layers?.around(engine) ?? engine, role: plan.role)
     }
+    #if FUZZED
+    // One copy of the worker for all engines: libFuzzer clears and reads the counters of all copies for each input.
+    try work(configuration, top: try plan.makeObject(isSlow: isSlow, mailbox: mailbox), role: plan.role)
+    #else
     if let chain = plan.image.chain, plan.kind != .null {
       return try work(configuration, try Qcow2Engine(chain, plan.kind, mailbox: mailbox))
     }
+    let descriptor = plan.image.descriptor
     switch plan.kind {
     case .uring:
       let engine = try UringEngine(
@@ -72,6 +76,7 @@ func serve(_ configuration: WorkerConfiguration, _ plan: EnginePlan) {
       let engine = try SyncEngine(descriptor: descriptor, mailbox: mailbox)
       try work(configuration, engine)
     }
+    #endif
   } catch {
     guard ![.sync, .null, .nbd, .rbd].contains(plan.kind) else { return refuse(configuration) }
     configuration.events.post(
