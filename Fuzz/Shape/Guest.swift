@@ -16,6 +16,9 @@ final class Guest {
     static let headers: UInt64 = 0x5000
     static let statuses: UInt64 = 0x6000
     static let data: UInt64 = 0x7000
+    /// A correct driver leaves alone what belongs to requests in flight.
+    static let headerCount = 64
+    static let tableCount = 16
   }
 
   struct Piece {
@@ -47,6 +50,8 @@ final class Guest {
   private var holds: [Bool]
   private var chains: [UInt16: [Int]] = [:]
   private var requests = 0
+  /// The head of the request that each table was last used for, until it is answered.
+  private var tables: [Int: UInt16] = [:]
   // For a packed ring.
   private var nextSlot: PackedPosition
   private var usedSlot: PackedPosition
@@ -96,7 +101,7 @@ final class Guest {
   /// Makes some requests available at once.
   func submit(_ shaper: inout Shaper) {
     for _ in 0...shaper.choice(6) {
-      guard room > 0 else { break }
+      guard room > 0, isTainted || given - answered < Place.headerCount - 1 else { break }
       put(pieces(&shaper), &shaper)
     }
     if !isPacked {
@@ -166,7 +171,7 @@ final class Guest {
   }
 
   private func pieces(_ shaper: inout Shaper) -> [Piece] {
-    let number = UInt64(requests % 64)
+    let number = UInt64(requests % Place.headerCount)
     requests += 1
     let header = Place.headers + number * 32
     let status = Place.statuses + number * 16
@@ -239,7 +244,8 @@ final class Guest {
     isVague = false
     // A guest cannot write more than its memory, so what lies outside of it counts for nothing.
     let writable = list.reduce(0) { $0 + ($1.isWritable ? UInt64($1.length) : 0) }
-    let isIndirect = features.contains(.indirectDescriptors) && (shaper.choice(3) == 1 || list.count > room)
+    let mayHaveTable = features.contains(.indirectDescriptors) && (isTainted || tables[requests % Place.tableCount] == nil)
+    let isIndirect = mayHaveTable && (shaper.choice(3) == 1 || list.count > room)
     isPacked
       ? putPacked(list, writable, isIndirect: isIndirect, &shaper) : putSplit(list, writable, isIndirect: isIndirect, &shaper)
   }
@@ -259,7 +265,7 @@ final class Guest {
   }
 
   private func table(_ list: [Piece], _ shaper: inout Shaper, isSplit: Bool) -> Piece {
-    let place = Place.tables + UInt64(requests % 16) * 512
+    let place = Place.tables + UInt64(requests % Place.tableCount) * 512
     for (index, piece) in list.prefix(32).enumerated() {
       var flags: UInt16 = (piece.isWritable ? 2 : 0) | (isSplit && index + 1 < min(list.count, 32) ? 1 : 0)
       if slips(&shaper) {
@@ -309,6 +315,7 @@ final class Guest {
       named = shaper.word16()
     }
     note(named, writable)
+    if isIndirect { tables[requests % Place.tableCount] = named }
     tellChain(named, list, isIndirect: isIndirect)
     arena.store(named, at: Place.available + 4 + UInt64(Int(available) % size) * 2)
     available &+= 1
@@ -342,6 +349,7 @@ final class Guest {
     nextSlot = position
     spans[id] = pieces.count
     note(id, writable)
+    if isIndirect { tables[requests % Place.tableCount] = id }
     tellChain(id, list, isIndirect: isIndirect)
   }
 
@@ -383,6 +391,7 @@ final class Guest {
     guard let entry = outstanding[id], entry.count > 0 else { fail("head \(id) was answered, but not outstanding") }
     check(UInt64(length) <= entry.writable, "\(length) bytes were written for head \(id), which has room for \(entry.writable)")
     outstanding[id]?.count -= 1
+    if let table = tables.first(where: { $0.value == id })?.key { tables[table] = nil }
     for place in chains.removeValue(forKey: id) ?? [] { holds[place] = false }
     answered += 1
   }
