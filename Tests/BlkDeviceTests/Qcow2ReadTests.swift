@@ -192,7 +192,7 @@ extension Qcow2Map {
   /// Whether a glance says what a look says; `nil`: it says nothing.
   fileprivate func glanceIsRight(at offset: UInt64, _ length: UInt64) -> Bool? {
     let piece = lookOnce(at: offset, limit: length)
-    return switch unsafe glance(at: offset, length, entry: entry(of: offset)) {
+    return switch glance(at: offset, length) {
     case .unclear: nil
     case .absent: piece.kind == .absent && piece.count == length
     case .data(let place, let isOwn): piece.kind == .data(place) && piece.count == length && piece.isOwn == isOwn

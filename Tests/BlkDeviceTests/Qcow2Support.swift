@@ -82,11 +82,11 @@ struct ImageFolder {
 
 extension Qcow2Copies {
   /// Where the data of a transfer is mapped, if it can be copied.
-  func place(of operation: IOOperation) -> MappedPlace? {
-    let entry = unsafe fetch(operation.offset)
+  func place(of operation: IOOperation) -> Qcow2Place? {
+    guard case .unknown(let entry) = fetch(operation.offset) else { return nil }
     let found = unsafe find(
       operation.kind, isDurable: operation.isDurable, operation.offset, operation.length, entry: entry)
-    return place(of: found, operation.length)
+    return canCopy(found, operation.length) ? found : nil
   }
 }
 

@@ -35,10 +35,10 @@ struct CopyQueue<Image: CopyMedium & ~Copyable>: ~Copyable {
   /// The initial capacity, transfers: most queues never have more in flight, and a queue only uses the memory that it needs.
   private static var leastRoom: Int { 16 }
 
-  /// A transfer that was started, and its result.
-  private struct Transfer {
+  /// A transfer that was started, and its result. It should fit into a cache line.
+  struct Transfer {
     var operation: IOOperation
-    let place: Image.Place
+    var place: Image.Place
     var tag: UInt32
     var result: Int32 = 0
   }
@@ -53,7 +53,14 @@ struct CopyQueue<Image: CopyMedium & ~Copyable>: ~Copyable {
   /// later transfers are known.
   private var hasReported = false
 
-  init() { unsafe transfers = .allocate(capacity: Self.leastRoom) }
+  init() { unsafe transfers = Self.allocate(Self.leastRoom) }
+
+  /// At the beginning of a cache line.
+  private static func allocate(_ capacity: Int) -> UnsafeMutablePointer<Transfer> {
+    let bytes = capacity * MemoryLayout<Transfer>.stride
+    let memory = UnsafeMutableRawPointer.allocate(byteCount: bytes, alignment: 64)
+    return unsafe memory.bindMemory(to: Transfer.self, capacity: capacity)
+  }
 
   deinit { unsafe transfers.deallocate() }
 
@@ -67,19 +74,38 @@ struct CopyQueue<Image: CopyMedium & ~Copyable>: ~Copyable {
     end &+= 1
   }
 
+  /// Adds a copy whose data is not known yet. Before the next completion is asked for, its place has to be stored, or it has to be
+  /// removed.
+  @inline(__always)
+  mutating func add(_ operation: IOOperation, unknown place: Image.Place, tag: UInt32) {
+    if end &- first > mask { makeRoom() }
+    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, place: place, tag: tag))
+    end &+= 1
+  }
+
+  /// A transfer where it is: a copy of it would wait for what was just stored. - Parameter number: how many were added before it.
+  subscript(number: Int) -> UnsafeMutablePointer<Transfer> {
+    @inline(__always) get { unsafe transfers + (number & mask) }
+  }
+
+  /// Removes all transfers from this one on.
+  mutating func remove(from number: Int) { end = number }
+
   /// Doubles the ring, which happens a few times in the life of a queue.
   @inline(never)
   private mutating func makeRoom() {
     let room = 2 * (mask + 1)
-    let larger = UnsafeMutablePointer<Transfer>.allocate(capacity: room)
+    let larger = unsafe Self.allocate(room)
     for index in first..<end { unsafe (larger + (index & (room - 1))).initialize(to: transfers[index & mask]) }
     unsafe transfers.deallocate()
     unsafe transfers = larger
     mask = room - 1
   }
 
-  /// How many were added so far.
-  var added: Int { end }
+  /// How many were added so far, and not removed.
+  var added: Int {
+    @inline(__always) get { end }
+  }
 
   /// Nothing that was added is reported any more.
   mutating func abandon() { (first, next, hasReported) = (end, end, false) }

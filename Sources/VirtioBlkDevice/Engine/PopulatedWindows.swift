@@ -209,17 +209,7 @@ extension PopulatedWindows.View {
 
   /// Whether a range, not empty and inside the image, is known to be data. If it is not, use `look`.
   @inline(__always)
-  func isData(_ offset: UInt64, _ length: UInt64) -> Bool {
-    var window = (offset &+ skew) &>> PopulatedWindows.shift
-    let last = (offset &+ skew &+ length &- 1) &>> PopulatedWindows.shift
-    while true {
-      let word = unsafe words[Int(truncatingIfNeeded: window)].load(ordering: .relaxed)
-      guard word & PopulatedWindows.kindMask == PopulatedWindows.data else { return false }
-      // Nearly always in the first round.
-      if window == last { return true }
-      window &+= 1
-    }
-  }
+  func isData(_ offset: UInt64, _ length: UInt64) -> Bool { spot(offset, length).isData }
 }
 
 extension PopulatedWindows.Spot {

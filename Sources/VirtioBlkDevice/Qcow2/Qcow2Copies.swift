@@ -3,16 +3,19 @@ internal import CLinux
 internal import Glibc
 internal import VirtioCore
 
-/// Where the data of a transfer is mapped.
+/// What is known about where the data of a transfer is.
 @safe
-struct MappedPlace {
-  /// `nil`: the transfer was not a copy, and is done.
-  let address: UnsafeMutableRawPointer?
-  /// Its result then: bytes, or a negative errno.
-  let result: Int32
-
-  /// - Parameter result: of a transfer that was not a copy.
-  static func done(_ result: Int32) -> Self { unsafe Self(address: nil, result: result) }
+enum Qcow2Place {
+  /// It is not looked up yet. `entry`: that of the topmost image; `nil`: in no table that has been read.
+  case unknown(entry: UnsafeMutableRawPointer?)
+  /// All of it is in one piece of an image's data file, which is mapped.
+  case mapped(UnsafeMutableRawPointer, image: Int16)
+  /// The same, but not mapped: bytes from the beginning of the file.
+  case inFile(UInt64, image: Int16)
+  /// Anything else.
+  case elsewhere
+  /// The transfer is done, without a copy: bytes, or a negative errno.
+  case done(Int32)
 }
 
 /// One worker's view of the images of a disk: to find data and to copy it changes no reference count.
@@ -27,22 +30,8 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
     let descriptor: Int32
   }
 
-  /// What was found out about a transfer's data, if it is in one piece.
-  @safe
-  struct Found {
-    /// −1: it is not in one piece.
-    fileprivate var image = -1
-    /// In the image's data file, bytes.
-    fileprivate var place: UInt64 = 0
-    /// Where it is mapped; `nil`: nowhere.
-    fileprivate var address: UnsafeMutableRawPointer?
-    /// What is known about the mapping there.
-    fileprivate var spot: PopulatedWindows.Spot?
-
-    var isSomething: Bool {
-      @inline(__always) get { image >= 0 }
-    }
-  }
+  typealias Place = Qcow2Place
+  typealias Transfer = CopyQueue<Self>.Transfer
 
   /// The images whose entries are prefetched: most data is in one of the first.
   private static let fetched = 4
@@ -76,13 +65,13 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
 
   // MARK: Lookup
 
-  /// Brings what `find` needs into the CPU's caches, without waiting for it. - Returns: where the entry of the topmost image is.
+  /// Brings what `find` needs into the CPU's caches, without waiting for it.
   @inline(__always)
-  func fetch(_ offset: UInt64) -> UnsafeMutableRawPointer? {
+  func fetch(_ offset: UInt64) -> Qcow2Place {
     let entry = unsafe images.pointee.map.entry(of: offset)
     if let entry = unsafe entry { unsafe clinux_prefetch(entry, 1) }
     if count > 1 { fetchLower(offset) }
-    return unsafe entry
+    return unsafe .unknown(entry: entry)
   }
 
   private func fetchLower(_ offset: UInt64) {
@@ -97,64 +86,91 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
   /// data. If it becomes a hole meanwhile, the copy fills it. If the entry was in the shared table of zeroes and has got a table
   /// of its own since, what is found is what was there when the transfer was started.
   ///
-  /// - Parameter entry: what `fetch` returned.
+  /// - Parameter entry: that of the topmost image, as `fetch` found it.
   @inline(__always)
   func find(
     _ kind: IOOperation.Kind, isDurable: Bool, _ offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer?
-  ) -> Found {
-    guard unsafe kind == .read || isWritten && !isDurable && !images[0].map.contradictsItself else { return Found() }
-    var entry = unsafe entry
+  ) -> Qcow2Place {
+    guard unsafe kind == .read || isWritten && !isDurable && !images.pointee.map.contradictsItself else { return .elsewhere }
+    guard let entry = unsafe entry else { return unsafe Self.findElsewhere(kind, offset, length, images, count) }
+    switch unsafe images.pointee.map.glance(at: offset, length, entry: entry) {
+    case .data(let place, let isOwn): return unsafe Self.found(0, kind, place, length, isOwn: isOwn, images)
+    case .absent, .unclear: return unsafe Self.findElsewhere(kind, offset, length, images, count)
+    }
+  }
+
+  /// In any of the images. It takes no `self`: the fast path would make a copy of that.
+  @inline(never)
+  private static func findElsewhere(
+    _ kind: IOOperation.Kind, _ offset: UInt64, _ length: UInt64, _ images: UnsafeMutablePointer<Image>, _ count: Int
+  ) -> Qcow2Place {
     for index in 0..<count {
       let image = unsafe images + index
-      if index > 0 { unsafe entry = image.pointee.map.entry(of: offset) }
-      switch unsafe image.pointee.map.glance(at: offset, length, entry: entry) {
+      switch unsafe image.pointee.map.glance(at: offset, length) {
       case .absent: continue
-      case .data(let place, let isOwn): return found(index, kind, place, length, isOwn: isOwn)
-      case .unclear:
-        let piece = unsafe image.pointee.map.look(at: offset, limit: length)
-        guard let piece, piece.count == length else { return Found() }
-        switch piece.kind {
-        case .absent: continue
-        case .data(let place): return found(index, kind, place, length, isOwn: piece.isOwn)
-        case .zero, .compressed, .notLoaded, .failed: return Found()
-        }
+      case .data(let place, let isOwn): return unsafe found(index, kind, place, length, isOwn: isOwn, images)
+      case .unclear: break
+      }
+      let piece = unsafe image.pointee.map.look(at: offset, limit: length)
+      guard let piece, piece.count == length else { return .elsewhere }
+      switch piece.kind {
+      case .absent: continue
+      case .data(let place): return unsafe found(index, kind, place, length, isOwn: piece.isOwn, images)
+      case .zero, .compressed, .notLoaded, .failed: return .elsewhere
       }
     }
-    return Found()
+    return .elsewhere
   }
 
   @inline(__always)
-  private func found(_ index: Int, _ kind: IOOperation.Kind, _ place: UInt64, _ length: UInt64, isOwn: Bool) -> Found {
+  private static func found(
+    _ index: Int, _ kind: IOOperation.Kind, _ place: UInt64, _ length: UInt64, isOwn: Bool,
+    _ images: UnsafeMutablePointer<Image>
+  ) -> Qcow2Place {
     // Data that is shared with a backing file or a snapshot is not written in place.
-    guard kind == .read || index == 0 && isOwn else { return Found() }
-    var found = unsafe Found(image: index, place: place)
-    guard let mapping = unsafe images[index].mapping, mapping.has(kind, at: place, length) else { return found }
-    let spot = mapping.windows.spot(place, length)
-    spot.fetch()
-    unsafe (found.address, found.spot) = (mapping.address(of: place), spot)
-    return found
+    guard kind == .read || index == 0 && isOwn else { return .elsewhere }
+    let image = Int16(truncatingIfNeeded: index)
+    guard let mapping = unsafe images[index].mapping, mapping.has(kind, at: place, length) else {
+      return .inFile(place, image: image)
+    }
+    mapping.windows.spot(place, length).fetch()
+    return unsafe .mapped(mapping.address(of: place), image: image)
   }
 
-  /// Where it is mapped, if all of it can be copied: at once, or in a moment.
+  /// Whether all of it can be copied: at once, or in a moment. - Parameter place: what `find` returned.
   @inline(__always)
-  func place(of found: Found, _ length: UInt64) -> MappedPlace? {
-    guard let address = unsafe found.address, let spot = found.spot,
-      spot.isData || disk.comesToBeData(found.image, found.place, length)
-    else { return nil }
-    return unsafe MappedPlace(address: address, result: 0)
+  func canCopy(_ place: Qcow2Place, _ length: UInt64) -> Bool {
+    guard case .mapped(let address, let index) = place, let mapping = unsafe images[Int(index)].mapping else {
+      return false
+    }
+    let place = unsafe mapping.place(of: address)
+    return mapping.windows.isData(place, length) || disk.comesToBeData(Int(index), place, length)
+  }
+
+  /// The part of a file that has all of it. - Parameter place: what `find` returned.
+  private func inFile(_ place: Qcow2Place) -> (place: UInt64, image: Int)? {
+    switch place {
+    case .inFile(let place, let image): return (place, Int(image))
+    case .mapped(let address, let image): return unsafe (images[Int(image)].mapping?.place(of: address) ?? 0, Int(image))
+    case .unknown, .elsewhere, .done: return nil
+    }
   }
 
   /// Reads data with one system call.
   ///
-  /// - Parameter mayWait: otherwise only what is in the page cache is read.
-  /// - Returns: whether it has all of it.
-  mutating func reads(_ operation: IOOperation, _ found: Found, mayWait: Bool) -> Bool {
-    guard operation.kind == .read, let segments = unsafe operation.segments else { return false }
+  /// - Parameters:
+  ///   - place: what `find` returned.
+  ///   - mayWait: otherwise only what is in the page cache is read.
+  /// - Returns: whether it has all of it; `nil`: its data is not in one piece.
+  mutating func reads(_ operation: IOOperation, _ place: Qcow2Place, mayWait: Bool) -> Bool? {
+    guard operation.kind == .read, let (place, image) = inFile(place), let segments = unsafe operation.segments else {
+      return nil
+    }
     calls &+= 1
     let vectors = unsafe UnsafeRawPointer(segments).assumingMemoryBound(to: iovec.self)
     return unsafe preadv2(
-      images[found.image].descriptor, vectors, Int32(operation.segmentCount), off_t(found.place),
-      mayWait ? 0 : clinux_rwf_nowait) == Int(operation.length)
+      images[image].descriptor, vectors, Int32(operation.segmentCount), off_t(place), mayWait ? 0 : clinux_rwf_nowait)
+      == Int(operation.length)
   }
 
   // MARK: Copies
@@ -164,18 +180,37 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
     @inline(__always) get { faults.loadRelaxed() != seen }
   }
 
-  @inline(__always)
-  func isData(_ operation: IOOperation, _ place: MappedPlace) -> Bool { unsafe place.address != nil }
+  /// Whether nothing was lost, now that it is known whom the faults concern.
+  mutating func isWhole() -> Bool {
+    if isCut { findCause() }
+    return !isCut
+  }
 
-  /// Is only touched if there is data.
-  @inline(__always)
-  func address(of operation: IOOperation, _ place: MappedPlace) -> UnsafeMutableRawPointer {
-    unsafe place.address ?? UnsafeMutableRawPointer(images)
+  @inline(never)
+  private mutating func findCause() {
+    // Before the mappings are asked, so that a fault in between is seen the next time.
+    let now = faults.loadAfterLoads()
+    if !disk.hasLostMapping { seen = now }
   }
 
   @inline(__always)
-  mutating func perform(_ operation: IOOperation, _ place: MappedPlace) -> Int32 {
-    guard let address = unsafe place.address else { return place.result }
+  func isData(_ operation: IOOperation, _ place: Qcow2Place) -> Bool {
+    if case .mapped = place { true } else { false }
+  }
+
+  /// Is only touched if there is data.
+  @inline(__always)
+  func address(of operation: IOOperation, _ place: Qcow2Place) -> UnsafeMutableRawPointer {
+    guard case .mapped(let address, _) = place else { return unsafe UnsafeMutableRawPointer(images) }
+    return unsafe address
+  }
+
+  @inline(__always)
+  mutating func perform(_ operation: IOOperation, _ place: Qcow2Place) -> Int32 {
+    guard case .mapped(let address, _) = place else {
+      guard case .done(let result) = place else { preconditionFailure("a transfer was not looked up") }
+      return result
+    }
     guard !isCut else { return performOtherwise(operation) }
     if operation.kind == .read {
       unsafe CopyKernel.read(operation, from: address)
@@ -194,9 +229,7 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
   /// The mapping may be lost: a system call repeats the transfer, and returns the exact error.
   @inline(never)
   private mutating func performOtherwise(_ operation: IOOperation) -> Int32 {
-    // Before the mappings are asked, so that a fault in between is seen the next time.
-    let now = faults.loadAfterLoads()
-    if !disk.hasLostMapping { seen = now }
+    findCause()
     calls &+= 1
     return disk.perform(operation)
   }

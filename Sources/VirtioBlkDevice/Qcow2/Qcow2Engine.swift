@@ -18,6 +18,8 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   /// that only store into the page cache do not: a file system admits one writer at a time to a file, and more threads would
   /// only contend for it.
   private static let threads = (reading: 8, waiting: 16, storing: 2)
+  /// How many transfers are looked up together: about as many cache lines as a core requests at once.
+  private static var lookupsAtOnce: Int { 16 }
 
   private let disk: Qcow2Disk
   /// Everything is done on the queue's thread, however long it takes.
@@ -25,8 +27,12 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   /// Data in memory is copied, without a system call.
   private let isCopying: Bool
   private var image: Qcow2Copies
-  private var lookups = Qcow2Lookups()
   private var copies = CopyQueue<Qcow2Copies>()
+  /// How many of the queue's transfers have been looked up, and are copies or done.
+  ///
+  /// The entry of a large table, and what is known about a place in a large file, are rarely in the CPU's caches. So a transfer
+  /// is not looked up when it is started, but together with those after it: meanwhile its entry is prefetched.
+  private var placed = 0
   /// In the page cache, pages may be reclaimed.
   private var reclaimed: ReclaimedPages?
   /// Each is made on first use.
@@ -55,33 +61,41 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
   @inline(__always)
   mutating func start(_ operation: IOOperation, tag: UInt32) -> IOOutcome {
     guard isCopying, operation.kind.isTransfer else { return startOther(operation, tag: tag) }
-    if lookups.isFull { lookUp() }
-    unsafe lookups.add(operation, tag: tag, entry: image.fetch(operation.offset))
+    if copies.added &- placed >= Self.lookupsAtOnce { lookUp() }
+    copies.add(operation, unknown: image.fetch(operation.offset), tag: tag)
     return .pending
   }
 
-  /// Copies what is mapped, and does everything else.
+  /// Finds out which transfers are copies, and does all others.
   private mutating func lookUp() {
-    lookups.find(in: image)
-    for index in 0..<lookups.count {
-      let transfer = unsafe lookups[index]
-      if let place = unsafe image.place(of: transfer.pointee.found, transfer.pointee.operation.length) {
-        unsafe copies.add(transfer.pointee.operation, place, tag: transfer.pointee.tag, image)
-      } else if case .finished(let result) = unsafe performOrHandOver(transfer.pointee) {
-        unsafe copies.add(transfer.pointee.operation, .done(result), tag: transfer.pointee.tag, image)
-      }
+    let (first, end) = (placed, copies.added)
+    for number in first..<end {
+      let transfer = unsafe copies[number]
+      guard case .unknown(let entry) = unsafe transfer.pointee.place else { continue }
+      unsafe transfer.pointee.place = image.find(
+        transfer.pointee.operation.kind, isDurable: transfer.pointee.operation.isDurable, transfer.pointee.operation.offset,
+        transfer.pointee.operation.length, entry: entry)
     }
-    lookups.removeAll()
+    let isWhole = image.isWhole()
+    for number in first..<end {
+      let transfer = unsafe copies[number]
+      if unsafe !isWhole || !image.canCopy(transfer.pointee.place, transfer.pointee.operation.length) {
+        guard case .finished(let result) = unsafe performOrHandOver(transfer.pointee) else { continue }
+        unsafe transfer.pointee.place = .done(result)
+      }
+      // Those after one that was handed over move up.
+      if number != placed { unsafe copies[placed].pointee = transfer.pointee }
+      placed &+= 1
+    }
+    copies.remove(from: placed)
   }
 
   @inline(never)
-  private mutating func performOrHandOver(_ transfer: Qcow2Lookups.Transfer) -> IOOutcome {
-    guard transfer.operation.kind == .read, transfer.found.isSomething else {
+  private mutating func performOrHandOver(_ transfer: Qcow2Copies.Transfer) -> IOOutcome {
+    guard let isRead = image.reads(transfer.operation, transfer.place, mayWait: mayWait) else {
       return startOther(transfer.operation, tag: transfer.tag)
     }
-    if image.reads(transfer.operation, transfer.found, mayWait: mayWait) {
-      return .finished(Int32(truncatingIfNeeded: transfer.operation.length))
-    }
+    if isRead { return .finished(Int32(truncatingIfNeeded: transfer.operation.length)) }
     // What is not in the page cache is read by a thread, and an error is found again.
     return mayWait ? startOther(transfer.operation, tag: transfer.tag) : handOver(transfer.operation, tag: transfer.tag)
   }
@@ -116,11 +130,11 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
 
   /// Whether there is a completion that needs no sleep.
   var hasFinished: Bool {
-    @inline(__always) get { !copies.isEmpty || !lookups.isEmpty }
+    @inline(__always) get { !copies.isEmpty }
   }
 
   mutating func nextEvent() -> EngineEvent? {
-    if !lookups.isEmpty { lookUp() }
+    submit()
     if let done = copies.nextCompletion(&image) { return done }
     if reclaimed?.areNoticed(copies: copies.added) ?? false { disk.forgetPages() }
     guard awaited > 0 else { return waiter.nextKick() }
@@ -129,7 +143,7 @@ struct Qcow2Engine: BlockEngine, ~Copyable {
     return event
   }
 
-  mutating func submit() { if !lookups.isEmpty { lookUp() } }
+  mutating func submit() { if placed != copies.added { lookUp() } }
 
   mutating func wait(nanoseconds: Int64?) {
     submit()

@@ -45,6 +45,8 @@ struct Qcow2Map {
   /// The number of L2 tables that it can have.
   let count: Int
   private let shifts: Shifts
+  /// The end of what has tables, bytes of the disk; 0: a raw disk.
+  private let mappedEnd: UInt64
   /// The words at the beginning, the addresses of the tables, and their offsets in the file.
   private let words: UnsafeMutableRawPointer?
 
@@ -73,7 +75,7 @@ struct Qcow2Map {
     self.size = size
     geometry = Qcow2Geometry(clusterBits: 16, isExtended: false)
     shifts = Shifts(geometry)
-    (entries, isWritten, count) = (nil, false, 0)
+    (entries, isWritten, count, mappedEnd) = (nil, false, 0, 0)
     unsafe words = nil
   }
 
@@ -82,6 +84,9 @@ struct Qcow2Map {
     (self.size, geometry, self.entries) = (size, entries.geometry, entries)
     shifts = Shifts(entries.geometry)
     (self.isWritten, self.count) = (isWritten, count)
+    // A table of an image that contradicts itself may be too short.
+    let (end, overflow) = entries.geometry.level2Span.multipliedReportingOverflow(by: UInt64(count))
+    mappedEnd = overflow ? size : min(size, end)
     unsafe words = memory.base
   }
 
@@ -124,23 +129,26 @@ struct Qcow2Map {
   /// Where the entry of an offset is; `nil`: in no table that has been read.
   @inline(__always)
   func entry(of offset: UInt64) -> UnsafeMutableRawPointer? {
-    guard offset < size, let table = unsafe table(Int(truncatingIfNeeded: offset &>> shifts.span)) else { return nil }
+    guard offset < mappedEnd else { return nil }
+    // What is mapped has words.
+    let words = unsafe words.unsafelyUnwrapped + Self.head
+    let address = unsafe SharedCell<UInt64>(words + Int(truncatingIfNeeded: offset &>> shifts.span) &<< 3).loadAcquire()
+    guard let table = unsafe UnsafeMutableRawPointer(bitPattern: UInt(address)) else { return nil }
     return unsafe table + Int(truncatingIfNeeded: ((offset & shifts.spanMask) &>> shifts.cluster) &<< shifts.entry)
   }
 
-  /// The same as `look` for a range, in a few instructions, or no answer.
+  /// The same as `look` for a range, in a few instructions, or no answer. It calls nothing: a call would take a copy of the map.
   ///
   /// - Parameters:
   ///   - offset: bytes.
   ///   - length: bytes, at least 1.
-  ///   - entry: where the entry was when `entry(of:)` was asked; `nil`: in no table that had been read.
+  ///   - entry: where the entry was when `entry(of:)` was asked.
   @inline(__always)
-  func glance(at offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer?) -> Glance {
-    guard offset < size, length <= size &- offset else { return .unclear }
-    guard let entries else { return .data(offset, isOwn: false) }
+  func glance(at offset: UInt64, _ length: UInt64, entry: UnsafeMutableRawPointer) -> Glance {
+    // An image with tables has these, and the offset of an entry is inside the image.
+    let entries = unsafe entries.unsafelyUnwrapped
     let inside = offset & shifts.clusterMask
-    guard length &- 1 <= shifts.clusterMask &- inside else { return .unclear }
-    guard let entry = unsafe entry else { return place(geometry.level1Index(offset)) == 0 ? .absent : .unclear }
+    guard length <= size &- offset, length &- 1 <= shifts.clusterMask &- inside else { return .unclear }
     guard geometry.isExtended else {
       // A single word is never seen half changed.
       let word = unsafe UInt64(bigEndian: SharedCell<UInt64>(entry).loadRelaxed())
@@ -161,6 +169,16 @@ struct Qcow2Map {
     let asked = (2 &<< last) &- (1 &<< first)
     if bitmap & (asked | asked &<< 32) == 0 { return .absent }
     return bitmap & asked == asked && bitmap & asked &<< 32 == 0 ? .data(place &+ inside, isOwn: isOwn) : .unclear
+  }
+
+  /// The same, wherever the entry is. - Parameter length: bytes, at least 1.
+  @inline(never)
+  func glance(at offset: UInt64, _ length: UInt64) -> Glance {
+    if let entry = unsafe entry(of: offset) { return unsafe glance(at: offset, length, entry: entry) }
+    guard offset < size, length <= size &- offset else { return .unclear }
+    guard entries != nil else { return .data(offset, isOwn: false) }
+    let isInTable = length &- 1 <= shifts.spanMask &- offset & shifts.spanMask
+    return isInTable && place(geometry.level1Index(offset)) == 0 ? .absent : .unclear
   }
 
   /// The same as `look`, while no entry changes.

@@ -92,7 +92,7 @@ final class Qcow2Mapping: @unchecked Sendable {
     /// Whether a transfer may be a copy, if its data is in memory. - Parameter place: in the file, bytes.
     @inline(__always)
     func has(_ kind: IOOperation.Kind, at place: UInt64, _ length: UInt64) -> Bool {
-      (kind == .read || !isCache) && place < count && length <= count &- place && !isLost
+      (kind == .read || !isCache) && place < count && length <= count &- place
     }
 
     fileprivate var isLost: Bool {
@@ -101,5 +101,9 @@ final class Qcow2Mapping: @unchecked Sendable {
 
     @inline(__always)
     func address(of place: UInt64) -> UnsafeMutableRawPointer { unsafe base + Int(truncatingIfNeeded: place) }
+
+    /// The reverse.
+    @inline(__always)
+    func place(of address: UnsafeMutableRawPointer) -> UInt64 { unsafe UInt64(truncatingIfNeeded: address - base) }
   }
 }
