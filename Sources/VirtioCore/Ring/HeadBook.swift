@@ -28,7 +28,7 @@ public protocol HeadBook: ~Copyable {
   /// Marks a head as taken. - Parameter order: greater than that of every head taken before.
   func take(_ head: UInt16, order: UInt64)
   /// Undoes `take`: the head turned out not to be valid for the fast path, and nothing was executed.
-  func takeBack(_ head: UInt16)
+  mutating func takeBack(_ head: UInt16)
 
   /// The head's used element is written, but not published.
   func answer(_ head: UInt16)
