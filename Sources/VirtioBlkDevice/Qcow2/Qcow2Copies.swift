@@ -83,8 +83,8 @@ struct Qcow2Copies: CopyMedium, ~Copyable {
   /// Where the data of a transfer is, if it is in one piece of a file, and may be written there.
   ///
   /// Nothing is moved or freed while the image is open: whatever changes until the copy is made, the place remains that of this
-  /// data. If it becomes a hole meanwhile, the copy fills it. If the entry was in the shared table of zeroes and has got a table
-  /// of its own since, what is found is what was there when the transfer was started.
+  /// data. If it becomes a hole meanwhile, the copy fills it. If the entry was in the shared table of zeroes, it is looked for
+  /// again: by now it may be in a table of its own.
   ///
   /// - Parameter entry: that of the topmost image, as `fetch` found it.
   @inline(__always)
