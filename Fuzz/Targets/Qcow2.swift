@@ -54,6 +54,25 @@ private func report(_ bytes: [UInt8]) -> Qcow2Report? {
   return try? Qcow2Check.run(source, header, budget: budget)
 }
 
+/// Whether the disk's own tables refer to a cluster more than once. No correct writer does that, and a check does not see it if
+/// the count agrees; but the flag of the other entry is wrong as soon as one of them is changed.
+private func sharesWithin(_ bytes: [UInt8], _ header: Qcow2Header) -> Bool {
+  let (source, entries) = (MemorySource(bytes), Qcow2Entries(header))
+  guard let level1 = try? header.level1(source) else { return true }
+  let size = Int(header.clusterSize)
+  var seen: Set<UInt64> = []
+  for word in level1 {
+    guard let table = try? entries.level1(word) else { continue }
+    let step = header.geometry.entryBytes
+    for start in stride(from: Int(table), to: Int(table) + size, by: step) where start + step <= bytes.count {
+      let entry = bytes.word64(start)
+      let offset = entry & Qcow2Entries.offsetMask & ~(header.clusterSize - 1)
+      if entry & Qcow2Entries.compressed == 0, offset != 0, !seen.insert(offset).inserted { return true }
+    }
+  }
+  return false
+}
+
 private func attackImage(_ shaper: inout Shaper) {
   let sample = Qcow2Sample(&shaper, backing: Medium.name)
   let source = MemorySource(sample.bytes)
@@ -70,7 +89,7 @@ private func attackImage(_ shaper: inout Shaper) {
   case 2: attackName(&shaper, header, sample.bytes)
   default:
     Medium.fill(sample.bytes)
-    attackDisk(&shaper, header, found, isReadOnly: shaper.flag())
+    attackDisk(&shaper, header, sharesWithin(sample.bytes, header) ? nil : found, isReadOnly: shaper.flag())
   }
 }
 
