@@ -57,12 +57,10 @@ private func report(_ bytes: [UInt8]) -> Qcow2Report? {
 /// Whether the disk's own tables refer to a cluster more than once. No correct writer does that, and a check does not see it if
 /// the count agrees; but the flag of the other entry is wrong as soon as one of them is changed.
 private func sharesWithin(_ bytes: [UInt8], _ header: Qcow2Header) -> Bool {
-  let (source, entries) = (MemorySource(bytes), Qcow2Entries(header))
-  guard let level1 = try? header.level1(source) else { return true }
+  guard let level1 = try? header.level1(MemorySource(bytes)) else { return true }
   let size = Int(header.clusterSize)
   var seen: Set<UInt64> = []
-  for word in level1 {
-    guard let table = try? entries.level1(word) else { continue }
+  for table in level1 where table != 0 {
     let step = header.geometry.entryBytes
     for start in stride(from: Int(table), to: Int(table) + size, by: step) where start + step <= bytes.count {
       let entry = bytes.word64(start)

@@ -107,14 +107,7 @@ import VirtioCore
     // Completions come later: requests submitted after the failed one are in flight and are finished.
     let actions = Array(repeating: Script.Action.whole, count: before) + [.result(-EIO)]
     let script = try Script(actions, completesLater: true)
-    var options = BlockDeviceOptions()
-    options.engine = .sync
-    options.onError = .stop
-    // The driver relies on the order (IN_ORDER).
-    if kind.isKnown { options.requestedFeatures = .inOrder }
-    let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
-      script.serve($0, $1)
-    }
+    let first = try stallingDisk(path, script, isKnown: kind.isKnown)
     let hand = try HandQueue(
       first, 0, memory, size: 64, features: BlockFeature.understood.union(.inOrder),
       publishesInOrder: kind.isInOrder && !kind.isKnown)
@@ -132,8 +125,7 @@ import VirtioCore
     }
     #expect(first.counters.failures == 0)
     // Another device, whose medium works.
-    let second = try BlockDevice(
-      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: options)
+    let second = try stallingDisk(path, nil, isKnown: kind.isKnown)
     var activation = hand.activation
     activation.position = position
     activation.inflight = record
@@ -163,13 +155,7 @@ import VirtioCore
     let requests = 1300
     let record = try RecordFile(queues: 1, size: 4096)
     let script = try Script([.result(-EIO)], completesLater: true)
-    var options = BlockDeviceOptions()
-    options.engine = .sync
-    options.onError = .stop
-    if kind.isKnown { options.requestedFeatures = .inOrder }
-    let first = try BlockDevice(image: ImageFile(ImageOptions(path: path, direct: .off)), options: options) {
-      script.serve($0, $1)
-    }
+    let first = try stallingDisk(path, script, isKnown: kind.isKnown)
     let hand = try HandQueue(
       first, 0, SharedMemory(size: 16 << 20), size: 4096, features: BlockFeature.understood.union(.inOrder),
       publishesInOrder: kind.isInOrder && !kind.isKnown)
@@ -196,8 +182,7 @@ import VirtioCore
     if kind.isInOrder { #expect(hand.usedIndex == 0 && record.inFlight.count == requests) }
     #expect(first.counters.failures == 0)
     // Another device, whose medium works.
-    let second = try BlockDevice(
-      image: ImageFile(ImageOptions(path: path, direct: .off, isLocked: false)), options: options)
+    let second = try stallingDisk(path, nil, isKnown: kind.isKnown)
     var activation = hand.activation
     activation.position = position
     activation.inflight = record.memory
@@ -216,6 +201,19 @@ import VirtioCore
     #expect(record.inFlight.isEmpty)
     let bytes = (0..<requests).flatMap { pattern(512, seed: $0) }
     #expect(try firstDifference(scratch.contents(path, at: 0, count: bytes.count), bytes) == nil)
+  }
+
+  /// A disk whose medium does what the script says, and which stalls when it fails a request.
+  ///
+  /// - Parameter isKnown: the driver can rely on the order (IN_ORDER).
+  private func stallingDisk(_ path: String, _ script: Script?, isKnown: Bool) throws -> BlockDevice {
+    var options = BlockDeviceOptions()
+    options.engine = .sync
+    options.onError = .stop
+    if isKnown { options.requestedFeatures = .inOrder }
+    let image = try ImageFile(ImageOptions(path: path, direct: .off, isLocked: false))
+    guard let script else { return try BlockDevice(image: image, options: options) }
+    return try BlockDevice(image: image, options: options) { script.serve($0, $1) }
   }
 
   /// An invalid request is answered: its error is the driver's, not the medium's.

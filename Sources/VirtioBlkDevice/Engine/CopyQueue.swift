@@ -67,11 +67,9 @@ struct CopyQueue<Image: CopyMedium & ~Copyable>: ~Copyable {
   /// Adds a copy to be made. - Parameter image: what it is copied from or to.
   @inline(__always)
   mutating func add(_ operation: IOOperation, _ place: Image.Place, tag: UInt32, _ image: borrowing Image) {
-    if end &- first > mask { makeRoom() }
     // The prefetch for the first of a batch overlaps only with bookkeeping.
     if next == end { fetch(operation, place, image) }
-    unsafe (transfers + (end & mask)).initialize(to: Transfer(operation: operation, place: place, tag: tag))
-    end &+= 1
+    add(operation, unknown: place, tag: tag)
   }
 
   /// Adds a copy whose data is not known yet. Before the next completion is asked for, its place has to be stored, or it has to be

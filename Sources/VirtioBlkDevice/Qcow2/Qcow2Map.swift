@@ -84,7 +84,7 @@ struct Qcow2Map {
     (self.size, geometry, self.entries) = (size, entries.geometry, entries)
     shifts = Shifts(entries.geometry)
     (self.isWritten, self.count) = (isWritten, count)
-    // A table of an image that contradicts itself may be too short.
+    // Only where there is room for a table's address may one be looked for, whatever the caller says.
     let (end, overflow) = entries.geometry.level2Span.multipliedReportingOverflow(by: UInt64(count))
     mappedEnd = overflow ? size : min(size, end)
     unsafe words = memory.base

@@ -66,11 +66,11 @@ struct HostOrder: Sendable {
 
   /// - Throws: if its engine cannot run on a shared thread, or cannot be made.
   func makeWorker(_ seat: WorkerSeat) throws(Errno) -> HostedWorker {
-    let mailbox = configuration.mailbox.descriptor
     #if FUZZED
-    // See `serve`.
-    return try makeWorker(seat, LayeredEngine(plan.makeObject(isSlow: false, mailbox: mailbox)))
+    // See `serve`; an engine that is an object has no seat.
+    throw .notSupported
     #else
+    let mailbox = configuration.mailbox.descriptor
     let descriptor = plan.image.descriptor
     switch plan.kind {
     case .mapped:

@@ -94,6 +94,10 @@ public struct InflightHeads: HeadBook, ~Copyable {
       place = freeEight(freeEight(place))
       left &-= 16
     }
+    if left >= 8 {
+      place = freeEight(place)
+      left &-= 8
+    }
     while left > 0 {
       place = free(place)
       left &-= 1
