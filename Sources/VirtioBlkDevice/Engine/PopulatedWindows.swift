@@ -165,8 +165,8 @@ final class PopulatedWindows: @unchecked Sendable {
 
   /// The file is shorter than the image.
   var isCut: Bool {
-    var info = stat()
-    return unsafe fstat(descriptor, &info) != 0 || UInt64(max(info.st_size, 0)) < size
+    let length = clinux_file_length(descriptor)
+    return length < 0 || UInt64(length) < size
   }
 
   @discardableResult

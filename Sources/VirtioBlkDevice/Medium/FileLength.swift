@@ -37,8 +37,8 @@ struct FileLength {
     let now = Clock.now
     // A file that was too short may have grown.
     if now &- asked >= Self.counts || end > bytes {
-      var info = stat()
-      bytes = unsafe fstat(descriptor, &info) == 0 ? UInt64(max(info.st_size, 0)) : full
+      let length = clinux_file_length(descriptor)
+      bytes = length >= 0 ? UInt64(length) : full
       asked = now
       calls &+= 1
     }

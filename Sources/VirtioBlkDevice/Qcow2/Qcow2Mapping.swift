@@ -72,9 +72,9 @@ final class Qcow2Mapping: @unchecked Sendable {
   /// page, is lost without a fault.
   func isWhole() -> Bool {
     guard !view.isCache else { return true }
-    var info = stat()
-    guard unsafe fstat(file.rawValue, &info) == 0 else { return false }
-    let now = UInt64(max(info.st_size, 0))
+    let bytes = clinux_file_length(file.rawValue)
+    guard bytes >= 0 else { return false }
+    let now = UInt64(bytes)
     return length.max(now, ordering: .relaxed).oldValue <= now
   }
 
