@@ -124,6 +124,8 @@ def main():
     parser.add_argument("--rw", default="randread,randwrite", help="a list (default: %(default)s)")
     parser.add_argument("--bs", default="4k")
     parser.add_argument("--iodepth", type=int, default=32)
+    parser.add_argument("--fill", type=int, metavar="BYTES",
+                        help="written at once when the image is filled (default: 4096 for cache, 1 MiB for others)")
     parser.add_argument("--program", help="that serves the first; the second is served by this build")
     args = parser.parse_args()
     own = os.path.join(ROOT, ".build/release/vmm-blk")
@@ -135,7 +137,7 @@ def main():
             more = {"null": ["--engine", "null"], "cache": ["--direct", "off"], "direct": ["--direct", "on"]}.get(image, [])
             paths = [os.path.join(folder, name + ".img") for name in "ab"]
             for path in paths:
-                fill(path, PAGE if image == "cache" else 1 << 20)
+                fill(path, args.fill or (PAGE if image == "cache" else 1 << 20))
             for rw in kinds:
                 rates, costs = [], []
                 for number in range(args.rounds):

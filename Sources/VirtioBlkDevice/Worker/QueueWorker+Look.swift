@@ -19,6 +19,9 @@ struct YieldPace {
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Rounds over rings in memory between two polls that need a system call.
   static var looksBetweenPolls: Int { 128 }
+  /// The same while other threads work on something in flight. Often on the same CPU, so the time until the yield is theirs;
+  /// and it takes a few yields until the scheduler prefers them.
+  private static var looksWhileOthersWork: Int { 16 }
   /// The first rounds over the rings, before the clock is read.
   private static var looksWithoutClock: Int { 8 }
 
@@ -30,25 +33,26 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
     var end = lookEnds
     if end == nil { yields = YieldPace() }
     lookEnds = nil
+    let rounds = medium.engine.awaitsThreads ? min(Self.looksWhileOthersWork, roundsBetweenPolls) : roundsBetweenPolls
     var round = 0
     while true {
       for index in 0..<lanes.capacity where unsafe lanes.contains(index) && lanes[index].pointee.hasAvailable() {
-        if round >= roundsBetweenPolls { noteLook() }
+        if round >= rounds { noteLook() }
         return true
       }
       if let event = medium.nextEvent() {
         handle(event)
-        if round >= roundsBetweenPolls { noteLook() }
+        if round >= rounds { noteLook() }
         return true
       }
       round &+= 1
       // The clock is first read when nothing came at once: reading it costs a tenth of a request.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
-      // Sources that need a system call (messages, some completions) and the clock are polled about once a microsecond: a
+      // Sources that need a system call (messages, some completions) and the clock are polled about once a microsecond at most: a
       // driver with one request at a time may respond sooner, and would have to wait for the call to return.
-      if round % roundsBetweenPolls == 0 {
+      if round % rounds == 0 {
         // Nothing came at once: the time from here on does not count for any request.
-        if round == roundsBetweenPolls, isMetered, Engine.movesData { settleAll() }
+        if round == rounds, isMetered, Engine.movesData { settleAll() }
         medium.engine.poll()
         // The threads that do the awaited work may need this CPU. If none are known, not each time: a yield gives up the rest of
         // the time slice, to a neighbour that may never yield.
