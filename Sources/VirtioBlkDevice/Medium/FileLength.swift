@@ -1,6 +1,5 @@
 /// The length of a file that somebody may truncate while it is open, queried once in a while.
 internal import CLinux
-internal import Glibc
 internal import VirtioCore
 
 /// A write past the end of a truncated file would extend it again, with zeroes where there was data before.

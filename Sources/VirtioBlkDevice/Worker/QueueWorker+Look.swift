@@ -19,8 +19,8 @@ struct YieldPace {
 extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
   /// Rounds over rings in memory between two polls that need a system call.
   static var looksBetweenPolls: Int { 128 }
-  /// The same while other threads work on something in flight. Often on the same CPU, so the time until the yield is theirs;
-  /// and it takes a few yields until the scheduler prefers them.
+  /// The same while other threads work on something in flight: often they need this CPU, and it takes a few yields until the
+  /// scheduler prefers them to a thread with a short slice.
   private static var looksWhileOthersWork: Int { 16 }
   /// The first rounds over the rings, before the clock is read.
   private static var looksWithoutClock: Int { 8 }
@@ -48,8 +48,8 @@ extension QueueWorker where Ring: ~Copyable, Engine: ~Copyable {
       round &+= 1
       // The clock is first read when nothing came at once: reading it costs a tenth of a request.
       if round == Self.looksWithoutClock, !isEndless, end == nil { end = Clock.now &+ window.current }
-      // Sources that need a system call (messages, some completions) and the clock are polled about once a microsecond at most: a
-      // driver with one request at a time may respond sooner, and would have to wait for the call to return.
+      // Sources that need a system call (messages, some completions) and the clock are polled about once a microsecond at
+      // most: a driver with one request at a time may respond sooner, and would have to wait for the call to return.
       if round % rounds == 0 {
         // Nothing came at once: the time from here on does not count for any request.
         if round == rounds, isMetered, Engine.movesData { settleAll() }
