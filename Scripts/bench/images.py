@@ -270,17 +270,23 @@ def qcow2(bench, wanted):
                  Subject("vmm-raw", "vmm-blk, raw, sparse", "raw", raws(flat)), *qemus(path, where=where)],
                 [("vmm-blk: qcow2 / raw sparse file", "vmm-qcow2", "vmm-raw"), *against],
                 jobs=WRITES[1:], path=path, fresh=fresh, times=(0.05, 0.2))
-    chained = [name for name in ("qcow2-over-tmpfs", "qcow2-chain-tmpfs") if wanted(name)]
+    overs = {"qcow2-over-tmpfs": ("clusters of 64 KiB", []),
+             # As 'vmm-blk image create' makes them.
+             "qcow2-over-subclusters-tmpfs": ("subclusters of 4 KiB", ["-o", "extended_l2=on,cluster_size=128k"])}
+    chained = [name for name in (*overs, "qcow2-chain-tmpfs") if wanted(name)]
     if chained:
         base = f"{memory}/base.raw"
         written(base, 4 * GIB, sync=False)
         top = f"{memory}/over.qcow2"
-        if "qcow2-over-tmpfs" in chained:
+        for ident, (clusters, options) in overs.items():
+            if ident not in chained:
+                continue
             yield Image(
-                "qcow2-over-tmpfs", "first writes over a backing file on tmpfs, clusters of 64 KiB", 4 * GIB,
+                ident, f"first writes over a backing file on tmpfs, {clusters}", 4 * GIB,
                 [Subject("vmm-qcow2", "vmm-blk, qcow2", "ours", ours(top, f"raw:{base}")),
                  *qemus(top, ("raw", base), where="tmpfs")],
-                against, jobs=WRITES[1:], path=top, fresh=lambda: made("-b", base, "-F", "raw", top), times=(0.05, 0.1))
+                against, jobs=WRITES[1:], path=top,
+                fresh=lambda options=options: made(*options, "-b", base, "-F", "raw", top), times=(0.05, 0.1))
         if "qcow2-chain-tmpfs" in chained:
             names = [f"{memory}/chain{number}.qcow2" for number in range(4)]
             subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-S", "0", base, names[0]], check=True)
@@ -370,7 +376,8 @@ def rbd(bench, wanted):
 
 KINDS = {"raw": raw, "qcow2": qcow2, "nbd": nbd, "rbd": rbd}
 NAMES = ["tmpfs", "ext4-direct", "ext4-cache", "qcow2-tmpfs", "qcow2-first-tmpfs", "qcow2-subclusters-tmpfs", "qcow2-ext4",
-         "qcow2-first-ext4", "qcow2-subclusters-ext4", "qcow2-over-tmpfs", "qcow2-chain-tmpfs", "qcow2-1tib-tmpfs"]
+         "qcow2-first-ext4", "qcow2-subclusters-ext4", "qcow2-over-tmpfs",
+         "qcow2-over-subclusters-tmpfs", "qcow2-chain-tmpfs", "qcow2-1tib-tmpfs"]
 
 
 def kind_of(ident):
