@@ -181,6 +181,37 @@ import VirtioCore
     #expect(steadyDevice.counters.failures == 0)
   }
 
+  /// A worker comes back from its own thread with an event that it has not handled. What the shared thread noticed in the
+  /// meantime, an order to stop for example, is not left until the next kick, which may never come.
+  @Test func whatComesWithALeftEventIsHandledAtOnce() throws {
+    func isMailbox(_ wake: EpollWaiter.Wake?) -> Bool { if case .mailbox? = wake { true } else { false } }
+    let set = epoll_create1(0)
+    defer { close(set) }
+    let (mailbox, kick) = (try OwnedDescriptor.eventCounter(), try OwnedDescriptor.eventCounter())
+    let seat = WorkerSeat(set: set)
+    unsafe seat.state.pointee.number = 1
+    var waiter = try EpollWaiter(mailbox: mailbox.rawValue, seat: seat)
+    try waiter.watch(.eventCounter(kick), lane: 0)
+    try waiter.leaveCompany()
+    EventCounter.signal(kick.rawValue)
+    waiter.wait(nanoseconds: nil)
+    try waiter.joinCompany()
+    unsafe seat.state.pointee.mailboxRang = true
+    // The first turn: it asks for events, and gets what is left.
+    waiter.wait(nanoseconds: 0)
+    let left = waiter.nextWake()
+    if case .kick(lane: 0)? = left {} else { Issue.record("the event that was left is \(String(describing: left))") }
+    let further = waiter.nextWake()
+    #expect(further == nil)
+    waiter.wait(nanoseconds: nil)
+    #expect(unsafe seat.state.pointee.rest == 0, "it has another turn at once")
+    waiter.wait(nanoseconds: 0)
+    let order = isMailbox(waiter.nextWake())
+    #expect(order)
+    waiter.wait(nanoseconds: nil)
+    #expect(unsafe seat.state.pointee.rest == -1)
+  }
+
   /// A broken ring affects no other disk, and starts again.
   @Test func aBrokenRingLeavesOtherDisksAlone() throws {
     let scratch = try Scratch(in: "/dev/shm")

@@ -188,13 +188,15 @@ struct EpollWaiter: ~Copyable {
     count = unsafe max(0, Int(epoll_wait(descriptor, events, Int32(Self.capacity), timeout)))
   }
 
-  /// On a shared thread it does not sleep here: it stores how long it wants to sleep, and the thread's loop does the rest.
+  /// On a shared thread it does not sleep here: it stores how long it wants to sleep, and the thread's loop does the rest. With
+  /// events it does not want to sleep: the first turn after its own thread had those of its own set left, so it takes the
+  /// others when the turn ends, and nobody would announce them again.
   /// Alone on a thread, it sleeps, and counts how long.
   @inline(never)
   private mutating func wait(at seat: WorkerSeat, nanoseconds: Int64?) {
     guard unsafe seat.state.pointee.isAlone else {
-      unsafe seat.state.pointee.rest = nanoseconds ?? -1
       count = unsafe seat.take(into: events, capacity: Self.capacity, mailbox: Self.mailboxMark)
+      unsafe seat.state.pointee.rest = count > 0 ? 0 : nanoseconds ?? -1
       return
     }
     guard nanoseconds != 0 else { return waitInSet(0) }
