@@ -49,8 +49,8 @@ extension DeviceOptions {
     options.limits = limit?.limits ?? RateLimits()
     options.configuration = config?.choice ?? ConfigurationChoice()
     tuning.apply(to: &options)
-    // The cached engine implies the page cache.
-    let direct = engine == .cached && direct == .auto ? .off : direct
+    // These engines imply the page cache.
+    let direct = [.cached, .mapped].contains(engine) && direct == .auto ? .off : direct
     var imageOptions = imageOptions(imageFile ?? "", direct: direct)
     if case .nbd(let location) = name { imageOptions.nbd = nbdOptions(location, isConfined: isConfined) }
     if case .qcow2(let location) = name { imageOptions.qcow2 = location }

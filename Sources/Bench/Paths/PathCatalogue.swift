@@ -88,7 +88,8 @@ struct PathCatalogue {
           + "hand-overs."),
       row(
         .mapped, "mapped", "mapped image", .copy,
-        "Copies to and from a mapping of the image: for images in memory; on a disk a page fault stops the queue."),
+        "Copies to and from a mapping of the image: for images in memory; on a disk a page fault stops the queue.",
+        needs: image.isInMemory ? nil : cached),
       row(.null, "null", "null", nil, "Requests succeed and move nothing: the cost of the ring alone."),
     ]
   }
