@@ -55,6 +55,29 @@ import VirtioCore
     #expect(image.memoryAlignment == 4096)
   }
 
+  /// The same with a hole where the file begins: its data is tried, not the hole.
+  @Test(.enabled(if: Host.refusesOddBuffers, "direct I/O takes any buffer here")) func theTrialReadsData() throws {
+    let scratch = try Scratch()
+    let path = try scratch.image()
+    let handle = try #require(FileHandle(forWritingAtPath: path))
+    try handle.seek(toOffset: 128 << 10)
+    try handle.write(contentsOf: Data(pattern(65536)))
+    try handle.synchronize()
+    let image = try ImageFile(Self.options(path, .told(DirectAlignment(memory: 1, offset: 512))))
+    #expect(image.memoryAlignment == 4096)
+  }
+
+  /// Without any data there is nothing to try. A medium whose blocks are pages, like zram, may write whole pages whatever it
+  /// reports; one with smaller blocks is believed.
+  @Test(arguments: [(offset: 4096, expected: 4096), (offset: 512, expected: 512)])
+  func withoutDataPagesAreAskedForWhereBlocksArePages(offset: Int, expected: Int) throws {
+    let scratch = try Scratch()
+    let path = try scratch.image()
+    let image = try ImageFile(
+      Self.options(path, .told(DirectAlignment(memory: 512, offset: offset)), direct: .on, blockSize: 4096))
+    #expect(image.memoryAlignment == expected)
+  }
+
   /// What the system reports here is true of an ordinary disk, and is used unchanged.
   @Test func anHonestMediumKeepsItsAlignment() throws {
     let scratch = try Scratch()
