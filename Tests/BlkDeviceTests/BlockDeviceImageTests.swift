@@ -106,11 +106,8 @@ import VirtioCore
     try rig.expect(.flush)
   }
 
-  /// The mapped engine copies to and from the page cache.
-  private static let ways: [(EngineKind, ImageOptions.Direct)] =
-    [EngineKind.uring, .aio, .sync, .threads].flatMap { [($0, .on), ($0, .off)] } + [(.mapped, .off)]
-
-  @Test(arguments: ways) func dataDiscardAndZeroes(engine: EngineKind, direct: ImageOptions.Direct) throws {
+  @Test(arguments: [EngineKind.uring, .aio, .sync, .threads, .mapped], [ImageOptions.Direct.on, .off])
+  func dataDiscardAndZeroes(engine: EngineKind, direct: ImageOptions.Direct) throws {
     let loop = try LoopDevice(size: 8 << 20)
     let rig = try Rig(RigOptions(engine: engine, direct: direct), image: loop.path)
     let data = pattern(1 << 20)

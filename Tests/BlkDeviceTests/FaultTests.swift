@@ -112,6 +112,22 @@ import VirtioCore
     #expect(failed == 3)
   }
 
+  /// These engines write to the page cache, which reports an error once, so a served image keeps it, whatever it could do
+  /// without them.
+  @Test(arguments: [EngineKind.mapped, .cached]) func aFailedFlushOfThePageCacheStays(engine: EngineKind) throws {
+    let scratch = try Scratch()
+    let image = try scratch.image(size: 1 << 20)
+    let socket = scratch.path + "/s"
+    let program = try ChildProgram([
+      ChildProgram.vmmBlk, "serve", "--engine", engine.rawValue, "--blk-file", image, "--socket-path", socket, "--inject",
+      "flush:eio:count=1",
+    ])
+    try program.waitForSocket(socket)
+    let client = try BlockClient(VhostUserTransport(path: socket, memory: DriverMemory(size: 1 << 20)))
+    for _ in 0..<3 { #expect(try client.queues[0].perform(.flush).status == .ioError) }
+    #expect(program.end().status == 0)
+  }
+
   /// A request that never completes affects no other, and delays the end of the program only by the configured time.
   @Test(arguments: [EngineKind.sync, .uring, .threads, .mapped]) func neverIsOnlyForOne(engine: EngineKind) throws {
     let scratch = try Scratch()

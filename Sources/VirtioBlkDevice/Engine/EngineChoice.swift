@@ -51,8 +51,6 @@ struct EngineChoice {
     case .aio: return EngineChoice(kind: .aio, reason: "libaio, as requested")
     case .threads: return EngineChoice(kind: .threads, reason: "plain system calls in a pool of threads, as requested")
     case .mapped:
-      // Copies go to the page cache, whose write errors only the next flush reports: those of a direct image are not kept.
-      guard !image.isDirect || image.isInMemory else { throw .notCached(path: image.path) }
       do throws(Errno) {
         return EngineChoice(
           kind: .mapped, reason: "copies to and from a mapping of the image, as requested", mapped: try MappedImage(image))
@@ -222,7 +220,7 @@ public enum EngineError: Error, Hashable, CustomStringConvertible {
     case .cannotMap(let path, let error):
       "the image \(path) cannot be mapped (\(error)): use --engine auto, or raise the limit of address space ('ulimit -v')"
     case .notCached(let path):
-      "the image \(path) bypasses the page cache, which this engine copies from: use --direct off, or --engine auto"
+      "the image \(path) bypasses the page cache, and the cached engine copies out of it: use --direct off, or --engine auto"
     case .notForExports(let kind, let uri):
       "\(printable(uri)) is an export of an NBD server, and the engine \(kind.rawValue) is for files: leave --engine out"
     case .notForChains(let kind, let path):
