@@ -355,8 +355,8 @@ static inline uint64_t clinux_birth_time(int fd) {
   return (uint64_t)answer.stx_btime.tv_sec * 1000000000u + answer.stx_btime.tv_nsec;
 }
 
-// The length of a file in bytes, or a negative errno. Nothing else is asked for: once somebody has seen the time of the last change,
-// the next write has to change it and to journal that (ext4, XFS and others since Linux 6.13), at each of our queries.
+// The length of a file in bytes, or a negative errno. Nothing else is asked for: once somebody has seen the time of the last
+// change, the next write has to change it and to journal that (ext4, XFS and others since Linux 6.13).
 static inline int64_t clinux_file_length(int fd) {
   struct statx answer;
   memset(&answer, 0, sizeof answer);

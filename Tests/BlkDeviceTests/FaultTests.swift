@@ -112,8 +112,8 @@ import VirtioCore
     #expect(failed == 3)
   }
 
-  /// These engines write to the page cache, which reports an error once, so a served image keeps it, whatever it could do
-  /// without them.
+  /// These engines write to the page cache, which reports an error only once: a served image keeps it, even where it could
+  /// bypass the page cache.
   @Test(arguments: [EngineKind.mapped, .cached]) func aFailedFlushOfThePageCacheStays(engine: EngineKind) throws {
     let scratch = try Scratch()
     let image = try scratch.image(size: 1 << 20)
